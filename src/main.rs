@@ -1,0 +1,3 @@
+//! The `quaymaster` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Integration tests against fakes that speak the real protocols over unix sockets.
