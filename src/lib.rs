@@ -1,1 +1,6 @@
-//! Quaymaster.
+//! Quaymaster keeps the tally of every container on a Linux host and streams it to Kafka or NATS.
+
+pub mod backoff;
+pub mod model;
+pub mod runtime;
+pub mod sink;

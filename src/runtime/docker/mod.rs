@@ -1,0 +1,1 @@
+//! Docker Engine, and Podman through the same API.
