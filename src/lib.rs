@@ -2,5 +2,6 @@
 
 pub mod backoff;
 pub mod model;
+pub mod reconcile;
 pub mod runtime;
 pub mod sink;
