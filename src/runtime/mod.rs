@@ -6,6 +6,7 @@
 pub mod cri;
 pub mod discover;
 pub mod docker;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -6,6 +6,7 @@
 
 pub mod kafka;
 pub mod nats;
+pub mod publisher;
 pub mod stdout;
 
 use std::sync::Arc;
