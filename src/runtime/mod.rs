@@ -81,7 +81,8 @@ pub async fn connect_with(
     let connecting = async {
         match endpoint.runtime {
             RuntimeType::Docker => docker::connect(endpoint, probe, options).await,
-            RuntimeType::Cri | RuntimeType::Containerd => Err(RuntimeError::Unsupported {
+            RuntimeType::Cri => cri::connect(endpoint, probe, options).await,
+            RuntimeType::Containerd => Err(RuntimeError::Unsupported {
                 endpoint: endpoint.uri(),
                 request: "connect",
             }),
