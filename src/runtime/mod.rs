@@ -172,7 +172,9 @@ pub enum RuntimeError {
         endpoint: String,
     },
     /// We may not connect.
-    #[error("no permission to connect to `{endpoint}`: run as root or as a member of the socket's group")]
+    #[error(
+        "no permission to connect to `{endpoint}`: run as root or as a member of the socket's group"
+    )]
     NoPermission {
         /// Its URI.
         endpoint: String,
