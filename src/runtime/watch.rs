@@ -230,6 +230,16 @@ impl Watcher {
                 () = self.context.stop.cancelled() => return SessionEnd::Stopped,
                 event = next_event(&mut stream) => match event {
                     Some(Ok(event)) => self.pass_on(event, &mut has_gap),
+                    Some(Err(error @ RuntimeError::Malformed { .. })) => {
+                        tracing::warn!(
+                            source = %self.source,
+                            error = telemetry::chain(&error),
+                            "an event cannot be understood; the runtime is listed instead"
+                        );
+                        self.figures.dropped.fetch_add(1, Ordering::Relaxed);
+                        has_gap = true;
+                        self.tell_gap(&mut has_gap);
+                    }
                     Some(Err(error)) => return SessionEnd::Lost(telemetry::chain(&error)),
                     None => return SessionEnd::Lost("the runtime ended its event stream".to_owned()),
                 },

@@ -4,10 +4,15 @@
 //! by the bus, or rejected for what the message is. It retries for as long as it takes; no retry gives up on
 //! time. What was handed over and not reported when the process dies is handed over again by the next one.
 
+mod bus;
+mod cloudevents;
 pub mod kafka;
 pub mod nats;
 pub mod publisher;
+mod report;
 pub mod stdout;
+
+pub use bus::{BusUrl, BusUrlError, open};
 
 use std::sync::Arc;
 
@@ -19,6 +24,13 @@ use crate::model::Topic;
 
 /// Most messages that a sink holds unreported, a bound on memory and on what a crash sends twice.
 pub const IN_FLIGHT_MAX: usize = 4_096;
+
+/// Longest first word of the topics' names, in bytes. Kafka takes names of up to 249, NATS's file storage
+/// makes a folder of up to 255 from a stream's name.
+pub const TOPIC_PREFIX_BYTES_MAX: usize = 200;
+
+/// How long messages stay on the bus: deltas, and as a backstop (design §3) the compacted topics.
+pub const RETENTION: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3_600);
 
 /// One message on its way out. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +67,22 @@ impl Outgoing {
             format!("{}/{}", self.host_id, self.item)
         }
     }
+}
+
+/// Writes an error and all its sources on one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their source's text in their own.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// Where the bus put a message.
@@ -115,6 +143,49 @@ pub struct TopicSettings {
     pub replication: i32,
     /// Who makes them.
     pub manage: ManageTopics,
+}
+
+impl TopicSettings {
+    /// The name of a topic on Kafka, and the start of its subjects on NATS: `<prefix>.<word>`.
+    pub fn topic_name(&self, topic: Topic) -> String {
+        format!("{}.{}", self.prefix, topic.as_str())
+    }
+
+    /// Checks what no bus takes: a prefix with other characters than `[-._A-Za-z0-9]`, with an empty word
+    /// between dots, or longer than [`TOPIC_PREFIX_BYTES_MAX`]; no partitions; a replication factor of 0.
+    ///
+    /// # Errors
+    /// [`SinkError::Misconfigured`] names the setting.
+    pub fn check(&self) -> Result<(), SinkError> {
+        let wrong = |message: String| Err(SinkError::Misconfigured { message });
+        let prefix = &self.prefix;
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if prefix.is_empty() || prefix.len() > TOPIC_PREFIX_BYTES_MAX || !prefix.bytes().all(legal)
+        {
+            return wrong(format!(
+                "topics.prefix `{prefix}` must be 1 to {TOPIC_PREFIX_BYTES_MAX} characters of \
+                 letters, digits, `-`, `_` and `.`"
+            ));
+        }
+        if prefix.split('.').any(str::is_empty) {
+            return wrong(format!(
+                "topics.prefix `{prefix}` must not begin or end with `.`, nor have two in a row"
+            ));
+        }
+        if self.partitions < 1 {
+            return wrong(format!(
+                "topics.partitions must be at least 1, not {}",
+                self.partitions
+            ));
+        }
+        if self.replication != -1 && !(1..=i32::from(i16::MAX)).contains(&self.replication) {
+            return wrong(format!(
+                "topics.replication must be -1 (the broker's default) or at least 1, not {}",
+                self.replication
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Default for TopicSettings {
