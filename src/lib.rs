@@ -1,6 +1,9 @@
 //! Quaymaster keeps the tally of every container on a Linux host and streams it to Kafka or NATS.
 
 pub mod backoff;
+pub mod collector;
+pub mod config;
+pub mod host;
 pub mod model;
 pub mod outbox;
 pub mod procfs;

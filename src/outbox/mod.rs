@@ -335,6 +335,12 @@ impl Outbox {
         }
     }
 
+    /// The mappings whose newest put or tombstone the bus does not have: number and generation.
+    pub fn owed_mappings(&self) -> BTreeSet<(u64, u64)> {
+        let rows = self.known.keys().filter_map(|row| self.stage_of(*row));
+        rows.map(|done| (done.pns_inode, done.generation)).collect()
+    }
+
     /// A reader for the publisher.
     pub fn reader(&self) -> OutboxReader {
         OutboxReader::new(Arc::clone(&self.database), Arc::clone(&self.handed))

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Endpoint, EventStream, Inspection, RuntimeClient, RuntimeError};
 use crate::backoff::Backoff;
+use crate::collector::ObservationSender;
 use crate::model::message::RuntimeSource;
 use crate::model::{Container, ContainerId, ContainerKind, RuntimeEvent, SourceId, State};
 use crate::procfs::ProcessTable;
@@ -80,7 +81,7 @@ pub struct Watched {
 #[derive(Clone)]
 pub struct WatchContext {
     /// Observations go out here.
-    pub observations: mpsc::Sender<Observation>,
+    pub observations: ObservationSender,
     /// Where processes are looked up.
     pub processes: Arc<ProcessTable>,
     /// Ends the watch.
@@ -182,7 +183,7 @@ impl Watcher {
             },
             streaming: stream.is_some(),
         };
-        if self.context.observations.send(up).await.is_err() {
+        if !self.context.observations.send(up).await {
             return SessionEnd::Stopped;
         }
         let mut tasks = JoinSet::new();
@@ -192,7 +193,7 @@ impl Watcher {
         let down = Observation::SourceDown {
             source: self.source.clone(),
         };
-        if self.context.observations.send(down).await.is_err() {
+        if !self.context.observations.send(down).await {
             return SessionEnd::Stopped;
         }
         end
@@ -280,7 +281,7 @@ impl Watcher {
             source: self.source.clone(),
             event,
         };
-        if self.context.observations.try_send(observation).is_err() {
+        if !self.context.observations.try_send(observation) {
             if !*has_gap {
                 tracing::warn!(source = %self.source, "events are dropped: the collector is slow");
             }
@@ -293,7 +294,7 @@ impl Watcher {
         let gap = Observation::StreamGap {
             source: self.source.clone(),
         };
-        if *has_gap && self.context.observations.try_send(gap).is_ok() {
+        if *has_gap && self.context.observations.try_send(gap) {
             *has_gap = false;
         }
     }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Outgoing, Report, Sink, SinkError, SinkHealth};
 use crate::backoff::Backoff;
+use crate::collector::Input;
 use crate::outbox::OutboxReader;
 use crate::telemetry;
 
@@ -35,7 +36,7 @@ pub struct Publisher {
     /// The status, newest last.
     pub status: mpsc::Receiver<Outgoing>,
     /// Reports go to the collector.
-    pub reports: mpsc::Sender<Vec<Report>>,
+    pub reports: mpsc::Sender<Input>,
     /// How the bus stands.
     pub health: watch::Sender<SinkHealth>,
     /// No more is read; what is in flight is still waited for.
@@ -146,13 +147,13 @@ async fn prepare(sink: &mut Box<dyn Sink>, health: &watch::Sender<SinkHealth>) -
 }
 
 /// Passes reports on in groups, as many as have come.
-async fn forward_reports(mut reports: mpsc::Receiver<Report>, to: mpsc::Sender<Vec<Report>>) {
+async fn forward_reports(mut reports: mpsc::Receiver<Report>, to: mpsc::Sender<Input>) {
     loop {
         let mut group = Vec::new();
         if reports.recv_many(&mut group, REPORTS_MAX).await == 0 {
             return;
         }
-        if to.send(group).await.is_err() {
+        if to.send(Input::Reported(group)).await.is_err() {
             return;
         }
     }
