@@ -6,6 +6,7 @@
 pub mod cri;
 pub mod discover;
 pub mod docker;
+mod endpoint;
 pub mod kubernetes;
 mod lenient;
 mod probe;
@@ -21,6 +22,8 @@ use futures::stream::BoxStream;
 use crate::model::{
     Container, ContainerId, ContainerKind, ListRow, RuntimeEvent, RuntimeType, SourceId,
 };
+
+pub use endpoint::{ParseEndpointError, SOCKET_PATH_BYTES_MAX};
 
 /// Time to connect to an endpoint and to have its version (design §2).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
