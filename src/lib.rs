@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod collector;
 pub mod config;
 pub mod host;
+pub mod cli;
 pub mod model;
 pub mod outbox;
 pub mod procfs;

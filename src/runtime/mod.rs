@@ -7,6 +7,7 @@ pub mod cri;
 pub mod discover;
 pub mod docker;
 pub mod watch;
+mod endpoint;
 pub mod kubernetes;
 mod lenient;
 mod probe;
@@ -22,6 +23,8 @@ use futures::stream::BoxStream;
 use crate::model::{
     Container, ContainerId, ContainerKind, ListRow, RuntimeEvent, RuntimeType, SourceId,
 };
+
+pub use endpoint::{ParseEndpointError, SOCKET_PATH_BYTES_MAX};
 
 /// Time to connect to an endpoint and to have its version (design §2).
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
