@@ -2,5 +2,10 @@
 
 pub mod backoff;
 pub mod model;
+pub mod outbox;
+pub mod procfs;
+pub mod reconcile;
 pub mod runtime;
 pub mod sink;
+pub mod telemetry;
+pub mod wire;

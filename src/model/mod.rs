@@ -3,6 +3,9 @@
 //! Nothing here knows a wire format: `wire/` renders messages, `outbox/` stores rows. The serde derives are
 //! for the rows that the outbox keeps, in its own versioned encoding.
 
+pub mod message;
+pub mod record;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;

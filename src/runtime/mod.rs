@@ -6,6 +6,11 @@
 pub mod cri;
 pub mod discover;
 pub mod docker;
+pub mod watch;
+pub mod kubernetes;
+mod lenient;
+mod probe;
+pub mod text;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +32,72 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest answer that is taken from a CRI server. containerd's own limit is 16 MiB; a list of some thousand
 /// containers passes tonic's default of 4.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How to talk to runtimes; the defaults are right but for tests and for those who know better.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Time to connect and to have the version.
+    pub connect_timeout: Duration,
+    /// Time for a list or an inspect.
+    pub request_timeout: Duration,
+    /// Longest answer that is taken.
+    pub message_bytes_max: usize,
+    /// Whether to subscribe to the CRI events of containerd 1.7, which hands each event to one subscriber
+    /// only: a second reader steals kubelet's (containerd 1.7, `pkg/cri/server/container_events.go`).
+    pub containerd_1_7_events: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connect_timeout: CONNECT_TIMEOUT,
+            request_timeout: REQUEST_TIMEOUT,
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            containerd_1_7_events: false,
+        }
+    }
+}
+
+/// Connects to a runtime with the default [`Options`].
+///
+/// # Errors
+/// As [`connect_with`].
+pub async fn connect(endpoint: &Endpoint) -> Result<Arc<dyn RuntimeClient>, RuntimeError> {
+    connect_with(endpoint, &Options::default()).await
+}
+
+/// Looks at the socket, connects, and asks for the version. Dropping the future leaves nothing behind.
+///
+/// # Errors
+/// [`RuntimeError::NotThere`], [`RuntimeError::NotASocket`] and [`RuntimeError::NoPermission`] for what is wrong
+/// with the path; [`RuntimeError::Timeout`] when the answer takes longer than `connect_timeout`;
+/// [`RuntimeError::NotARuntime`] when something else answers there; [`RuntimeError::Connect`] for all else.
+pub async fn connect_with(
+    endpoint: &Endpoint,
+    options: &Options,
+) -> Result<Arc<dyn RuntimeClient>, RuntimeError> {
+    let started = tokio::time::Instant::now();
+    let probe = probe::probe(endpoint, options.connect_timeout).await?;
+    let left = options.connect_timeout.saturating_sub(started.elapsed());
+    let connecting = async {
+        match endpoint.runtime {
+            RuntimeType::Docker => docker::connect(endpoint, probe, options).await,
+            RuntimeType::Cri => cri::connect(endpoint, probe, options).await,
+            RuntimeType::Containerd => Err(RuntimeError::Unsupported {
+                endpoint: endpoint.uri(),
+                request: "connect",
+            }),
+        }
+    };
+    match tokio::time::timeout(left, connecting).await {
+        Ok(result) => result,
+        Err(_) => Err(RuntimeError::Timeout {
+            endpoint: endpoint.uri(),
+            request: "version",
+            timeout: options.connect_timeout,
+        }),
+    }
+}
 
 /// One socket of one runtime.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -104,6 +175,9 @@ pub trait ExecOutput: Send {
 }
 
 /// The events of one runtime, in the order of their arrival. It ends when the runtime ends it.
+///
+/// [`RuntimeError::Malformed`] stands in the place of an event that could not be understood: it is lost, a
+/// resync is due, and the stream goes on. Any other error is the last item.
 pub type EventStream = BoxStream<'static, Result<RuntimeEvent, RuntimeError>>;
 
 /// A connection to one runtime. All calls may be made at once; each may be dropped midway.
@@ -212,6 +286,17 @@ pub enum RuntimeError {
     /// A request failed.
     #[error("`{endpoint}` failed to answer `{request}`")]
     Request {
+        /// Its URI.
+        endpoint: String,
+        /// What was asked.
+        request: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A part of an answer could not be understood; the rest goes on.
+    #[error("`{endpoint}` sent something malformed in `{request}`")]
+    Malformed {
         /// Its URI.
         endpoint: String,
         /// What was asked.

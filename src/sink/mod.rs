@@ -8,6 +8,7 @@ mod bus;
 mod cloudevents;
 pub mod kafka;
 pub mod nats;
+pub mod publisher;
 mod report;
 pub mod stdout;
 
