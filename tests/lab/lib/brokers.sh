@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# Kafka and NATS. Sourced by ../lab.
+
+# Enough for one node with some hundred partitions; the default of 1 GiB is the JVM's, not Kafka's need.
+readonly KAFKA_HEAP=384m
+readonly KAFKA_JVM=(-Xms64m "-Xmx$KAFKA_HEAP" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.awt.headless=true)
+
+start_kafka() {
+  local home=$DIR/kafka libs port controller
+  libs=$(kafka_libs)
+  port=$(port_for kafka)
+  controller=$(port_for kafka-controller)
+  if [[ ! -f $home/data/meta.properties ]]; then
+    mkdir -p "$home"
+    cat >"$home/server.properties" <<EOF
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$controller
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
+advertised.listeners=PLAINTEXT://127.0.0.1:$port
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs=$home/data
+auto.create.topics.enable=false
+num.partitions=1
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+controlled.shutdown.enable=false
+# Compaction runs soon after it is due, so that a test can see its result.
+log.cleaner.backoff.ms=1000
+log.retention.check.interval.ms=10000
+log.segment.delete.delay.ms=1000
+log.cleaner.dedupe.buffer.size=16777216
+EOF
+    cat >"$home/log4j2.properties" <<'EOF'
+appender.console.type = Console
+appender.console.name = console
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern = %d %p %c{1} %m%n
+rootLogger.level = warn
+rootLogger.appenderRef.console.ref = console
+EOF
+    java "${KAFKA_JVM[@]}" -cp "$libs/*" "-Dlog4j2.configurationFile=$home/log4j2.properties" \
+      kafka.tools.StorageTool format --cluster-id "$(kafka_cluster_id)" --config "$home/server.properties" \
+      >>"$DIR/log/kafka.log" 2>&1 || die 1 "Kafka's storage could not be formatted: see \`$DIR/log/kafka.log\`"
+  fi
+  spawn kafka java "${KAFKA_JVM[@]}" -cp "$libs/*" "-Dlog4j2.configurationFile=$home/log4j2.properties" \
+    kafka.Kafka "$home/server.properties"
+  wait_ready kafka kcat -q -m 2 -b "127.0.0.1:$port" -L
+  env_put LAB_KAFKA "127.0.0.1:$port"
+  env_put LAB_KAFKA_LIBS "$libs"
+  env_put LAB_KAFKA_VERSION "$(kafka_version)"
+}
+
+# 16 random bytes as Kafka writes them: URL-safe base64 without padding.
+kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '='; }
+
+start_nats() {
+  local name=$1 home=$DIR/$1 port binary
+  binary=$(nats_binary "$name")
+  port=$(port_for "$name")
+  mkdir -p "$home"
+  cat >"$home/nats.conf" <<EOF
+server_name: $name
+listen: "127.0.0.1:$port"
+max_payload: 1MB
+jetstream { store_dir: "$home/store", max_memory_store: 64MB, max_file_store: 4GB }
+EOF
+  spawn "$name" "$binary" -c "$home/nats.conf"
+  wait_ready "$name" nats_answers "$port"
+  env_put "LAB_$(env_word "$name")" "127.0.0.1:$port"
+  env_put "LAB_$(env_word "$name")_VERSION" "$("$binary" --version | sed 's/.*v//')"
+}
+
+# A server greets with INFO before the client says anything; with JetStream up it says so there.
+nats_answers() {
+  local line
+  exec 3<>"/dev/tcp/127.0.0.1/$1" || return 1
+  read -r -t 2 line <&3 || true
+  exec 3>&-
+  [[ $line == *'"jetstream":true'* ]]
+}

@@ -1,0 +1,232 @@
+# shellcheck shell=bash
+# containerd, dockerd and podman. Sourced by ../lab.
+#
+# Nothing of the host's network is touched (no bridge, no firewall rules, no forwarding), no configuration below /etc
+# is read, and cgroups are made below one of the lab's own. Pods use the host's network, containers none.
+
+# The images that `lab install` builds: busybox, and the same as a pod's pause image.
+readonly BUSYBOX_IMAGE=docker.io/library/busybox:lab PAUSE_IMAGE=docker.io/library/pause:lab
+
+# The folder of binaries that a component runs from, followed by the machine's own.
+component_path() {
+  local dirs=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+  case $1 in
+  containerd2 | docker-containerd) echo "$CACHE/new/containerd/usr/bin:$dirs" ;;
+  docker) echo "$CACHE/new/docker.io/usr/sbin:$CACHE/new/docker.io/usr/bin:$CACHE/new/containerd/usr/bin:$dirs" ;;
+  *) echo "/usr/sbin:/usr/bin:/sbin:/bin" ;;
+  esac
+}
+
+containerd_binary() {
+  case $1 in
+  containerd2 | docker-containerd) echo "$CACHE/new/containerd/usr/bin/containerd" ;;
+  *) echo /usr/bin/containerd ;;
+  esac
+}
+
+# The sections that differ between containerd's configuration versions 2 (1.x) and 3 (2.x).
+containerd_config() {
+  local name=$1 home=$2 socket=$3 major=$4
+  cat <<EOF
+root = "$home/root"
+state = "$home/state"
+EOF
+  local unused=""
+  # A dockerd's own containerd serves no CRI; those that do need no NRI, which has one socket for the machine.
+  case $name in
+  docker-containerd | docker20-containerd)
+    if ((major >= 2)); then
+      unused='"io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "io.containerd.podsandbox.controller.v1.podsandbox", '
+    else
+      unused='"io.containerd.grpc.v1.cri", '
+    fi
+    ;;
+  esac
+  unused+='"io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"'
+  local snapshotter
+  for snapshotter in aufs blockfile btrfs devmapper erofs zfs; do
+    unused+=", \"io.containerd.snapshotter.v1.$snapshotter\""
+  done
+  if ((major >= 2)); then echo "version = 3"; else echo "version = 2"; fi
+  cat <<EOF
+disabled_plugins = [$unused]
+[grpc]
+  address = "$socket"
+[ttrpc]
+  address = "$socket.ttrpc"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "$home/opt"
+EOF
+  case $name in docker*) return ;; esac
+  local cri images cni pinned
+  if ((major >= 2)); then
+    cri='plugins."io.containerd.cri.v1.runtime"' images='plugins."io.containerd.cri.v1.images"'
+    pinned="[$images.pinned_images]
+  sandbox = \"$PAUSE_IMAGE\""
+    cni='bin_dirs = ["/usr/lib/cni"]'
+  else
+    cri='plugins."io.containerd.grpc.v1.cri"'
+    pinned="[$cri]
+  sandbox_image = \"$PAUSE_IMAGE\""
+    cni='bin_dir = "/usr/lib/cni"'
+  fi
+  # restrict_oom_score_adj: machines without CAP_SYS_RESOURCE cannot lower a score.
+  if ((major >= 2)); then echo "[$cri]"; else echo "$pinned"; fi
+  cat <<EOF
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+[$cri.cni]
+  $cni
+  conf_dir = "$home/cni"
+[$cri.containerd]
+  default_runtime_name = "runc"
+[$cri.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[$cri.containerd.runtimes.runc.options]
+  BinaryName = "/usr/sbin/runc"
+  Root = "$home/runc"
+  SystemdCgroup = false
+EOF
+  if ((major >= 2)); then
+    cat <<EOF
+$pinned
+[$images]
+  snapshotter = "overlayfs"
+EOF
+  fi
+}
+
+start_containerd() {
+  local name=$1 home=$DIR/$1 socket=$DIR/$1.sock binary version ctr
+  binary=$(containerd_binary "$name")
+  # "containerd github.com/containerd/containerd/v2 2.1.9+unknown" and "containerd ... 1.6.20~ds1 1.6.20~ds1-1"
+  version=$("$binary" --version | awk '{print $3}' | sed 's/[~+].*//')
+  ctr=$(dirname "$binary")/ctr
+  mkdir -p "$home"/{root,state,cni,opt}
+  containerd_config "$name" "$home" "$socket" "${version%%.*}" >"$home/config.toml"
+  spawn "$name" env PATH="$(component_path "$name")" TMPDIR="$home" "$binary" --config "$home/config.toml"
+  wait_ready "$name" "$ctr" -a "$socket" namespaces list
+  case $name in
+  containerd2 | containerd16)
+    wait_ready "$name" "$LAB_HOME/cri" --socket "$socket" version
+    if [[ ! -f $home/images ]]; then
+      "$ctr" -a "$socket" -n k8s.io images import "$CACHE/images/lab.tar" >>"$DIR/log/$name.log" 2>&1
+      : >"$home/images"
+    fi
+    ;;
+  esac
+  case $name in
+  containerd2)
+    env_put LAB_CONTAINERD_SOCKET "$socket"
+    env_put LAB_CRI_SOCKET "$socket"
+    env_put LAB_CTR "$ctr"
+    env_put LAB_CONTAINERD_VERSION "$version"
+    ;;
+  containerd16)
+    env_put LAB_CONTAINERD16_SOCKET "$socket"
+    env_put LAB_CTR16 "$ctr"
+    env_put LAB_CONTAINERD16_VERSION "$version"
+    ;;
+  esac
+  env_put LAB_CRI "$LAB_HOME/cri"
+  env_put LAB_BUSYBOX_IMAGE "$BUSYBOX_IMAGE"
+}
+
+start_docker() {
+  local name=$1 home=$DIR/$1 socket=$DIR/$1.sock containerd binary cli word
+  if [[ ! -f $home/containerd ]]; then
+    mkdir -p "$home"
+    if [[ $name == docker20 ]]; then
+      echo "$DIR/docker20-containerd.sock"
+    elif alive containerd2; then
+      echo "$DIR/containerd2.sock"
+    else
+      echo "$DIR/docker-containerd.sock"
+    fi >"$home/containerd"
+  fi
+  containerd=$(cat "$home/containerd")
+  if [[ $name == docker20 ]]; then
+    binary=/usr/sbin/dockerd cli=/usr/bin/docker
+  else
+    binary=$CACHE/new/docker.io/usr/sbin/dockerd cli=$CACHE/new/docker-cli/usr/bin/docker
+  fi
+  # live-restore: containers outlive their dockerd, so that what happened meanwhile is there to be missed.
+  cat >"$home/daemon.json" <<EOF
+{
+  "bridge": "none", "iptables": false, "ip6tables": false, "ip-forward": false, "ip-masq": false,
+  "userland-proxy": false, "live-restore": true, "storage-driver": "overlay2",
+  "cgroup-parent": "/$CGROUP", "exec-opts": ["native.cgroupdriver=cgroupfs"]
+}
+EOF
+  # 20.10 keeps an identity of its own in /etc/docker otherwise; later versions have none.
+  local identity=()
+  if [[ $name == docker20 ]] && "$binary" --version | grep -q 'version 20'; then
+    identity=(--deprecated-key-path "$home/key.json")
+  fi
+  # A dockerd that was killed leaves its pid file; the pid in it may be somebody else's by now.
+  rm -f "$home/docker.pid"
+  spawn "$name" env PATH="$(component_path "$name")" TMPDIR="$home" DOCKER_RAMDISK=1 "$binary" \
+    --config-file "$home/daemon.json" --host "unix://$socket" --containerd "$containerd" \
+    --data-root "$home/root" --exec-root "$home/exec" --pidfile "$home/docker.pid" "${identity[@]}"
+  wait_ready "$name" docker_answers "$cli" "$socket"
+  if [[ ! -f $home/images ]]; then
+    DOCKER_CONFIG=$home "$cli" -H "unix://$socket" load -q -i "$CACHE/images/lab.tar" >>"$DIR/log/$name.log" 2>&1
+    : >"$home/images"
+  fi
+  word=$(env_word "$name")
+  env_put "LAB_${word}_SOCKET" "$socket"
+  env_put "LAB_${word}_CLI" "$cli"
+  env_put "LAB_${word}_VERSION" "$(docker_version "$cli" "$socket")"
+}
+
+docker_version() { DOCKER_CONFIG=$DIR/run "$1" -H "unix://$2" version --format '{{.Server.Version}}'; }
+
+# `docker version` succeeds in part when there is no server: what counts is the server's answer.
+docker_answers() { [[ -n $(docker_version "$1" "$2") ]]; }
+
+start_podman() {
+  local home=$DIR/podman socket=$DIR/podman.sock
+  mkdir -p "$home"
+  cat >"$home/storage.conf" <<EOF
+[storage]
+driver = "overlay"
+graphroot = "$home/root"
+runroot = "$home/run"
+EOF
+  # lock_type: the default, shared memory, is one for the whole machine.
+  cat >"$home/containers.conf" <<EOF
+[containers]
+netns = "none"
+cgroup_parent = "/$CGROUP"
+apparmor_profile = "unconfined"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+runtime = "runc"
+static_dir = "$home/libpod"
+tmp_dir = "$home/tmp"
+volume_path = "$home/volumes"
+[network]
+network_config_dir = "$home/net"
+EOF
+  cat >"$home/policy.json" <<'EOF'
+{"default": [{"type": "insecureAcceptAnything"}]}
+EOF
+  podman_spawn=(env PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR="$home" HOME="$home"
+    CONTAINERS_CONF="$home/containers.conf" CONTAINERS_STORAGE_CONF="$home/storage.conf"
+    podman)
+  spawn podman "${podman_spawn[@]}" system service --time 0 "unix://$socket"
+  wait_ready podman podman_answers "$socket"
+  if [[ ! -f $home/images ]]; then
+    "${podman_spawn[@]}" load --signature-policy "$home/policy.json" -q -i "$CACHE/images/lab.tar" >>"$DIR/log/podman.log" 2>&1
+    : >"$home/images"
+  fi
+  env_put LAB_PODMAN_SOCKET "$socket"
+  env_put LAB_PODMAN_CLI /usr/bin/docker
+  env_put LAB_PODMAN_VERSION "$(podman --version | awk '{print $3}')"
+}
+
+podman_answers() { [[ $(curl -s -m 2 --unix-socket "$1" http://d/_ping) == OK ]]; }
