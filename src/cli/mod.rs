@@ -5,6 +5,7 @@
 pub mod exec;
 mod gather;
 pub mod list;
+pub mod run;
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,10 +16,31 @@ use crate::runtime::text;
 pub const EXIT_OK: u8 = 0;
 /// Something failed that has no code of its own.
 pub const EXIT_FAILURE: u8 = 1;
+/// A setting is wrong.
+pub const EXIT_CONFIG: u8 = 64;
 /// No runtime answers (`EX_UNAVAILABLE` of sysexits.h).
 pub const EXIT_UNAVAILABLE: u8 = 69;
 /// Runtimes are there, and we may not connect to any (`EX_NOPERM`).
 pub const EXIT_NO_PERMISSION: u8 = 77;
+
+/// Why a subcommand ends: the exit code, and one line for a person.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The exit code.
+    pub code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// A failure with its exit code.
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
 
 /// An error with all its causes, on one line, without control characters.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
