@@ -60,6 +60,7 @@ impl Reconciler {
     }
 
     pub(super) fn source_down(&mut self, id: &SourceId) {
+        self.expected.remove(id);
         let Some(source) = self.sources.get_mut(id) else {
             return;
         };
@@ -134,6 +135,7 @@ impl Reconciler {
             return;
         };
         source.list.is_asked = false;
+        self.expected.remove(id);
         let again = std::mem::take(&mut source.list.again);
         let (rows, is_complete) = match outcome {
             ListOutcome::Complete(rows) => (rows, true),

@@ -157,6 +157,11 @@ pub enum Observation {
         /// Mappings of the state whose put is still owed to the bus.
         owed: BTreeSet<(u64, u64)>,
     },
+    /// A runtime is watched from now on; an epoch's opening waits for its first list, or for its absence.
+    SourceExpected {
+        /// Which.
+        source: SourceId,
+    },
     /// A runtime answers, and its stream, if it has one, is subscribed to.
     SourceUp {
         /// Which.
@@ -364,6 +369,8 @@ pub struct Reconciler {
     identity: Identity,
     settings: Settings,
     sources: BTreeMap<SourceId, Source>,
+    /// Runtimes that were never listed nor found away since they are watched.
+    expected: BTreeSet<SourceId>,
     containers: BTreeMap<ContainerId, Tracked>,
     namespaces: BTreeMap<u64, NamespaceRow>,
     deleted: BTreeMap<ContainerId, u64>,
@@ -398,6 +405,7 @@ impl Reconciler {
             identity,
             settings,
             sources: restored.sources,
+            expected: BTreeSet::new(),
             containers: restored.containers,
             namespaces: restored.namespaces,
             deleted: BTreeMap::new(),
@@ -426,6 +434,9 @@ impl Reconciler {
                 last_alive_ms,
                 owed,
             } => self.begin(last_alive_ms, &owed),
+            Observation::SourceExpected { source } => {
+                self.expected.insert(source);
+            }
             Observation::SourceUp {
                 source,
                 runtime,
@@ -558,12 +569,12 @@ impl Reconciler {
         let Opening::Until(deadline_ms) = self.opening else {
             return;
         };
-        let listed = !self.sources.is_empty()
+        let listed = self.expected.is_empty()
+            && self.sources.values().any(|source| source.listed_once)
             && self
                 .sources
                 .values()
                 .all(|source| source.listed_once || !source.up)
-            && self.sources.values().any(|source| source.listed_once)
             && self
                 .containers
                 .values()

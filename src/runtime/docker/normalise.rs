@@ -139,7 +139,7 @@ pub(super) fn container(
             .filter(|pid| *pid != 0),
         created_at_ns: text::rfc3339_ns(details.created.text()).unwrap_or(0),
         started_at_ns,
-        finished_at_ns,
+        finished_at_ns: finished_at_ns.filter(|_| has_ended && !state.is_live()),
         exit_code: said
             .exit_code
             .0
