@@ -6,11 +6,11 @@
 pub mod cri;
 pub mod discover;
 pub mod docker;
-pub mod watch;
 pub mod kubernetes;
 mod lenient;
 mod probe;
 pub mod text;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;

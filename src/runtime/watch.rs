@@ -274,7 +274,9 @@ impl Watcher {
     /// Passes an event on without ever waiting.
     fn pass_on(&self, event: RuntimeEvent, has_gap: &mut bool) {
         self.figures.events.fetch_add(1, Ordering::Relaxed);
-        self.figures.last_event_ms.store(now_ms(), Ordering::Relaxed);
+        self.figures
+            .last_event_ms
+            .store(now_ms(), Ordering::Relaxed);
         tracing::debug!(source = %self.source, id = %event.id, what = ?event.what, at_ns = event.at_ns, "event");
         let observation = Observation::Event {
             source: self.source.clone(),
@@ -367,7 +369,9 @@ impl Job {
         let listed = self.client.list().await;
         let (outcome, result) = match listed {
             Ok(listing) if listing.skipped == 0 => {
-                self.figures.last_resync_ms.store(now_ms(), Ordering::Relaxed);
+                self.figures
+                    .last_resync_ms
+                    .store(now_ms(), Ordering::Relaxed);
                 (ListOutcome::Complete(listing.rows), Ok(()))
             }
             Ok(listing) => {
@@ -409,7 +413,11 @@ impl Job {
         let _ = self.context.observations.send(inspected).await;
     }
 
-    async fn look(&self, id: &ContainerId, kind: ContainerKind) -> Result<InspectOutcome, RuntimeError> {
+    async fn look(
+        &self,
+        id: &ContainerId,
+        kind: ContainerKind,
+    ) -> Result<InspectOutcome, RuntimeError> {
         self.figures.calls.fetch_add(1, Ordering::Relaxed);
         let container = match self.client.inspect(id, kind).await? {
             Inspection::Found(container) => container,
@@ -457,7 +465,8 @@ impl Job {
         };
         match second? {
             Inspection::Found(container) => Ok(InspectOutcome::Found {
-                process: process.or_else(|| live_pid(&container).map(|pid| self.context.processes.read(pid))),
+                process: process
+                    .or_else(|| live_pid(&container).map(|pid| self.context.processes.read(pid))),
                 container,
             }),
             Inspection::Gone => Ok(InspectOutcome::Gone),
@@ -480,7 +489,9 @@ fn names_container(reading: &ProcessReading, id: &ContainerId) -> bool {
     }
 }
 
-async fn next_event(stream: &mut Option<EventStream>) -> Option<Result<RuntimeEvent, RuntimeError>> {
+async fn next_event(
+    stream: &mut Option<EventStream>,
+) -> Option<Result<RuntimeEvent, RuntimeError>> {
     match stream {
         Some(stream) => stream.next().await,
         None => std::future::pending().await,
@@ -489,6 +500,8 @@ async fn next_event(stream: &mut Option<EventStream>) -> Option<Result<RuntimeEv
 
 /// Unix time in milliseconds.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
