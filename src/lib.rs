@@ -1,1 +1,15 @@
-//! Quaymaster.
+//! Quaymaster keeps the tally of every container on a Linux host and streams it to Kafka or NATS.
+
+pub mod backoff;
+pub mod collector;
+pub mod config;
+pub mod host;
+pub mod cli;
+pub mod model;
+pub mod outbox;
+pub mod procfs;
+pub mod reconcile;
+pub mod runtime;
+pub mod sink;
+pub mod telemetry;
+pub mod wire;

@@ -1,3 +1,71 @@
-//! The `quaymaster` command.
+//! The `quaymaster` command: arguments in, exit code out.
 
-fn main() {}
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use quaymaster::cli::{self, exec, list, run};
+use quaymaster::model::record::pns_text;
+use quaymaster::procfs::ProcessTable;
+
+/// Keeps the tally of every container on this host and streams it to Kafka, NATS or stdout.
+///
+/// Exit codes: 0 done, 1 failed, 2 wrong usage, 64 wrong configuration, 69 what it needs is not there,
+/// 77 no permission.
+#[derive(Debug, Parser)]
+#[command(name = "quaymaster", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watch all runtimes and publish what changes, until SIGTERM
+    Run(Box<run::RunArgs>),
+    /// Print all containers of all runtimes
+    List(list::ListArgs),
+    /// Run a command in a container
+    Exec(exec::ExecArgs),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "quaymaster: no threads to be had: {error}");
+            return ExitCode::from(cli::EXIT_FAILURE);
+        }
+    };
+    let code = runtime.block_on(dispatch(&arguments.command));
+    // A task that hangs in a system call must not keep the process.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}
+
+async fn dispatch(command: &Command) -> u8 {
+    let mut out = std::io::stdout();
+    let mut err = std::io::stderr();
+    match command {
+        Command::Run(args) => match run::run(args).await {
+            Ok(()) => cli::EXIT_OK,
+            Err(failure) => {
+                // When even stderr is closed there is nobody left to tell.
+                let _ = writeln!(err, "quaymaster: {failure}");
+                failure.code
+            }
+        },
+        Command::List(args) => {
+            let processes = ProcessTable::open(Path::new("/proc")).ok();
+            let pns_of = move |pid| Some(pns_text(processes.as_ref()?.pns_inode(pid)?));
+            list::run(args, &pns_of, &mut out, &mut err).await
+        }
+        Command::Exec(args) => exec::run(args, &mut out, &mut err).await,
+    }
+}

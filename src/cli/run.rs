@@ -1,0 +1,477 @@
+//! `quaymaster run`: the daemon.
+//!
+//! Everything starts here and is joined here: watches, discovery, the clock, the collector's thread, the
+//! publisher. At the end nothing more is observed, what is decided is committed, and what is in the outbox is
+//! sent for as long as the grace allows; the rest waits on disk for the next start.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure};
+use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
+use crate::config::{Config, Overrides};
+use crate::host;
+use crate::model::SourceId;
+use crate::outbox::{self, Outbox, OutboxError};
+use crate::procfs::ProcessTable;
+use crate::reconcile::{Identity, Observation, Settings};
+use crate::runtime::discover::{Host as DiscoverHost, discover};
+use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
+use crate::runtime::{Endpoint, RuntimeError};
+use crate::sink::publisher::Publisher;
+use crate::sink::{Sink, SinkError, SinkHealth};
+use crate::telemetry;
+use crate::wire::{Host, Refresh, Renderer};
+
+/// How often sockets are looked for.
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
+/// The clock's tick: lingers, repeated inspects, refreshes.
+const TICK: Duration = Duration::from_secs(1);
+/// How long what is in the outbox may still be sent at the end.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// How far a resync's time varies, as a part of the interval, so that a fleet does not resync at once.
+const JITTER: f64 = 0.05;
+/// How long `--once` waits for runtimes to answer and for the bus.
+const ONCE_GRACE: Duration = Duration::from_secs(60);
+/// Status messages between the collector and the publisher.
+const STATUS_QUEUE_MAX: usize = 16;
+
+/// The arguments of `quaymaster run`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct RunArgs {
+    /// The settings.
+    #[command(flatten)]
+    pub overrides: Overrides,
+    /// List everything once, publish it, and end
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// With the exit code for what is wrong.
+pub async fn run(args: &RunArgs) -> Result<(), Failure> {
+    let config = Config::load(&args.overrides)
+        .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
+    telemetry::start(&config.log_filter, config.log_format)
+        .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
+    raise_open_files();
+    let mut daemon = Daemon::start(&config)?;
+    let result = daemon.serve(&config, args.once).await;
+    let stopped = daemon.stop().await;
+    result.and(stopped)
+}
+
+/// Everything that runs.
+struct Daemon {
+    collector: Option<Running>,
+    context: WatchContext,
+    watches: JoinSet<()>,
+    watched: BTreeMap<SourceId, Endpoint>,
+    publisher: tokio::task::JoinHandle<Result<(), SinkError>>,
+    publisher_finish: CancellationToken,
+    publisher_stop: CancellationToken,
+    snapshot: watch::Receiver<Snapshot>,
+    health: watch::Receiver<SinkHealth>,
+}
+
+impl Daemon {
+    fn start(config: &Config) -> Result<Self, Failure> {
+        let processes = ProcessTable::open(&config.procfs).map_err(|error| {
+            let path = config.procfs.display();
+            Failure::new(EXIT_UNAVAILABLE, format!("no process table at `{path}`: {error}"))
+        })?;
+        let processes = Arc::new(processes);
+        let host_id: Arc<str> = host::host_id(config.host_id.as_deref())
+            .map_err(|error| Failure::new(EXIT_CONFIG, error))?
+            .into();
+        let client_id = format!("quaymaster-{host_id}");
+        let sink = crate::sink::open(&config.bus, &config.topics, &client_id)
+            .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
+        let (parts, channels) = parts(config, &host_id, &processes)?;
+        let reader = parts.outbox.reader();
+        let ce_source = crate::wire::ce_source(&host_id);
+        let forgotten = unconfigured(config, &parts.restored);
+        let running = Running::start(parts)
+            .map_err(|error| Failure::new(EXIT_FAILURE, format!("no thread to be had: {error}")))?;
+        let (health_tx, health) = watch::channel(SinkHealth::default());
+        let publisher_finish = CancellationToken::new();
+        let publisher_stop = CancellationToken::new();
+        let publisher = Publisher {
+            reader,
+            host_id,
+            ce_source,
+            committed: channels.committed,
+            status: channels.status,
+            reports: running.inputs.clone(),
+            health: health_tx,
+            finish: publisher_finish.clone(),
+            stop: publisher_stop.clone(),
+        };
+        let publisher = spawn_publisher(publisher, sink);
+        let context = WatchContext {
+            observations: ObservationSender::new(running.inputs.clone()),
+            processes,
+            stop: CancellationToken::new(),
+        };
+        for source in forgotten {
+            // The queue is new and has room.
+            let _ = running
+                .inputs
+                .try_send(Input::Observed(Observation::SourceForgotten { source }));
+        }
+        Ok(Self {
+            collector: Some(running),
+            context,
+            watches: JoinSet::new(),
+            watched: BTreeMap::new(),
+            publisher,
+            publisher_finish,
+            publisher_stop,
+            snapshot: channels.snapshot,
+            health,
+        })
+    }
+
+    /// Watches, ticks and resyncs until a signal, the publisher's end, or `--once` is done.
+    async fn serve(&mut self, config: &Config, once: bool) -> Result<(), Failure> {
+        let mut terminate = on_signal(SignalKind::terminate())?;
+        let mut interrupt = on_signal(SignalKind::interrupt())?;
+        let mut resync_now = on_signal(SignalKind::user_defined1())?;
+        let mut discovery = tokio::time::interval(DISCOVERY_INTERVAL);
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        self.tell(Observation::ResyncDue).await;
+        let resync = tokio::time::sleep(with_jitter(config.resync_interval));
+        tokio::pin!(resync);
+        let once_done = once_done(once, self.snapshot.clone());
+        tokio::pin!(once_done);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = resync_now.recv() => self.tell(Observation::ResyncDue).await,
+                () = &mut resync => {
+                    self.tell(Observation::ResyncDue).await;
+                    let next = tokio::time::Instant::now() + with_jitter(config.resync_interval);
+                    resync.as_mut().reset(next);
+                }
+                _ = tick.tick() => self.tell(Observation::Tick).await,
+                _ = discovery.tick() => self.discover(config, once).await?,
+                ended = &mut self.publisher => return publisher_ended(ended),
+                done = &mut once_done => return done,
+            }
+        }
+    }
+
+    async fn tell(&self, observation: Observation) {
+        if !self.context.observations.send(observation).await {
+            tracing::error!("the collector has ended");
+        }
+    }
+
+    /// Watches the endpoints that are configured, or those that are found and answer.
+    async fn discover(&mut self, config: &Config, once: bool) -> Result<(), Failure> {
+        let endpoints = if config.endpoints.is_empty() {
+            let mut answering = Vec::new();
+            for endpoint in discover(&DiscoverHost::here()) {
+                if !self.watched.contains_key(&endpoint.source_id()) && answers(&endpoint).await {
+                    answering.push(endpoint);
+                }
+            }
+            answering
+        } else {
+            config.endpoints.clone()
+        };
+        for endpoint in endpoints {
+            self.watch(endpoint).await;
+        }
+        if once && self.watched.is_empty() {
+            let message = "no container runtime found: start one, or name its socket with `--endpoint`";
+            return Err(Failure::new(EXIT_UNAVAILABLE, message));
+        }
+        Ok(())
+    }
+
+    async fn watch(&mut self, endpoint: Endpoint) {
+        let source = endpoint.source_id();
+        if self.watched.contains_key(&source) {
+            return;
+        }
+        let watched = watch_endpoint(endpoint.clone(), self.context.clone(), &mut self.watches);
+        self.watched.insert(source.clone(), endpoint);
+        if let Some(collector) = &self.collector {
+            // A collector that has ended is told of by `tell`.
+            let _ = collector.inputs.send(Input::Watching(source, watched)).await;
+        }
+    }
+
+    /// Ends everything in the order in which things flow.
+    async fn stop(mut self) -> Result<(), Failure> {
+        self.context.stop.cancel();
+        while self.watches.join_next().await.is_some() {}
+        if let Some(collector) = &self.collector {
+            let _ = collector.inputs.send(Input::Stopping).await;
+        }
+        self.drain().await;
+        self.publisher_finish.cancel();
+        let mut result = Ok(());
+        if !self.publisher.is_finished() {
+            match tokio::time::timeout(SHUTDOWN_GRACE, &mut self.publisher).await {
+                Ok(ended) => result = publisher_stopped(ended),
+                Err(_) => {
+                    self.publisher_stop.cancel();
+                    let _ = (&mut self.publisher).await;
+                }
+            }
+        }
+        let left = self.snapshot.borrow().totals.messages;
+        drop(self.context);
+        if let Some(collector) = self.collector.take() {
+            let joined = tokio::task::spawn_blocking(move || collector.join()).await;
+            if joined.is_err() {
+                tracing::error!("the collector could not be joined");
+            }
+        }
+        tracing::info!(messages_left = left, "stopped");
+        result
+    }
+
+    /// Waits until the bus has everything, if it is there, for as long as the grace allows.
+    async fn drain(&mut self) {
+        let deadline = tokio::time::sleep(SHUTDOWN_GRACE);
+        tokio::pin!(deadline);
+        loop {
+            let is_empty = self.snapshot.borrow_and_update().totals.messages == 0;
+            let is_down = !self.health.borrow().up;
+            if is_empty || is_down || self.publisher.is_finished() {
+                return;
+            }
+            tokio::select! {
+                () = &mut deadline => return,
+                changed = self.snapshot.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+/// What the collector and the publisher share.
+struct Channels {
+    committed: Arc<Notify>,
+    status: mpsc::Receiver<crate::sink::Outgoing>,
+    snapshot: watch::Receiver<Snapshot>,
+}
+
+fn parts(
+    config: &Config,
+    host_id: &Arc<str>,
+    processes: &Arc<ProcessTable>,
+) -> Result<(Parts, Channels), Failure> {
+    let unreadable = |error: std::io::Error| {
+        let path = config.procfs.display();
+        Failure::new(EXIT_UNAVAILABLE, format!("the process table at `{path}` cannot be read: {error}"))
+    };
+    let boot_id: Arc<str> = processes.boot_id().map_err(unreadable)?.into();
+    let owner = outbox::Owner {
+        host_id: Arc::clone(host_id),
+        boot_id: Arc::clone(&boot_id),
+        new_epoch: host::random_id(&config.procfs).map_err(unreadable)?,
+    };
+    let options = outbox::Options {
+        bytes_max: config.outbox_max_bytes,
+    };
+    let opened = Outbox::open(&config.state_dir, &owner, options).map_err(|error| state_failure(&error))?;
+    if let Some(set_aside) = &opened.set_aside {
+        tracing::error!("{set_aside}; a new epoch begins");
+    }
+    let meta = opened.outbox.meta();
+    let epoch: Arc<str> = meta.epoch.as_str().into();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        host_id = &**host_id,
+        %epoch,
+        state_dir = %config.state_dir.display(),
+        bus = %config.bus,
+        owed = opened.outbox.totals().messages,
+        "starting"
+    );
+    let refresh = Refresh {
+        records_ms: millis(config.records_refresh.unwrap_or(config.resync_interval)),
+        pns_ms: millis(config.pns_refresh),
+        status_ms: millis(STATUS_INTERVAL),
+    };
+    let host_name = config.host_name.clone().unwrap_or_else(host::host_name);
+    let previous_epoch = meta.previous_epoch.as_deref().map(Arc::from);
+    let committed = Arc::new(Notify::new());
+    let (status_tx, status) = mpsc::channel(STATUS_QUEUE_MAX);
+    let (snapshot_tx, snapshot) = watch::channel(Snapshot::default());
+    let parts = Parts {
+        outbox: opened.outbox,
+        restored: opened.restored,
+        owed: opened.owed,
+        last_alive_ms: opened.last_alive_ms,
+        identity: Identity {
+            boot_id: Arc::clone(&boot_id),
+            host_pns_inode: processes.host_pns_inode(),
+            previous_epoch,
+        },
+        settings: Settings {
+            linger_ms: millis(config.pns_linger),
+            held_max: config.pns_held_max,
+            pns_refresh_ms: millis(config.pns_refresh),
+            records_refresh_ms: config.records_refresh.map(millis),
+            ..Settings::default()
+        },
+        renderer: Renderer::new(
+            Host {
+                host_id: Arc::clone(host_id),
+                host_name: host_name.into(),
+                boot_id,
+                epoch,
+            },
+            refresh,
+        ),
+        processes: Arc::clone(processes),
+        committed: Arc::clone(&committed),
+        status: status_tx,
+        snapshot: snapshot_tx,
+    };
+    let channels = Channels {
+        committed,
+        status,
+        snapshot,
+    };
+    Ok((parts, channels))
+}
+
+/// The sources of the state that are configured no longer. What was discovered is given its 24 hours.
+fn unconfigured(config: &Config, restored: &crate::reconcile::Restored) -> Vec<SourceId> {
+    if config.endpoints.is_empty() {
+        return Vec::new();
+    }
+    let configured: Vec<_> = config.endpoints.iter().map(Endpoint::source_id).collect();
+    restored
+        .sources
+        .keys()
+        .filter(|source| !configured.contains(source))
+        .cloned()
+        .collect()
+}
+
+fn spawn_publisher(
+    publisher: Publisher,
+    sink: Box<dyn Sink>,
+) -> tokio::task::JoinHandle<Result<(), SinkError>> {
+    tokio::spawn(publisher.run(sink))
+}
+
+type PublisherEnd = Result<Result<(), SinkError>, tokio::task::JoinError>;
+
+/// The publisher ended while it should run.
+fn publisher_ended(ended: PublisherEnd) -> Result<(), Failure> {
+    publisher_stopped(ended)?;
+    Err(Failure::new(EXIT_FAILURE, "the publisher ended by itself"))
+}
+
+fn publisher_stopped(ended: PublisherEnd) -> Result<(), Failure> {
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error @ SinkError::Misconfigured { .. })) => {
+            Err(Failure::new(EXIT_CONFIG, telemetry::chain(&error)))
+        }
+        Ok(Err(error @ SinkError::Unavailable { .. })) => {
+            Err(Failure::new(EXIT_FAILURE, telemetry::chain(&error)))
+        }
+        Err(error) => Err(Failure::new(
+            EXIT_FAILURE,
+            format!("the publisher ended abnormally: {error}"),
+        )),
+    }
+}
+
+fn state_failure(error: &OutboxError) -> Failure {
+    let code = match error {
+        OutboxError::Directory { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            EXIT_NO_PERMISSION
+        }
+        OutboxError::OtherHost { .. } => EXIT_CONFIG,
+        OutboxError::Directory { .. }
+        | OutboxError::Locked { .. }
+        | OutboxError::Database { .. }
+        | OutboxError::Encoding { .. } => EXIT_FAILURE,
+    };
+    Failure::new(code, telemetry::chain(error))
+}
+
+/// Whether a runtime answers at a socket that was found. What is there and is none is no news.
+async fn answers(endpoint: &Endpoint) -> bool {
+    match crate::runtime::connect(endpoint).await {
+        Ok(client) => {
+            client.close().await;
+            true
+        }
+        Err(error @ RuntimeError::NoPermission { .. }) => {
+            tracing::warn!(error = telemetry::chain(&error), "a runtime was found that may not be watched");
+            false
+        }
+        Err(error) => {
+            tracing::debug!(error = telemetry::chain(&error), "a socket was found that is no runtime's");
+            false
+        }
+    }
+}
+
+/// Ends when everything is listed and the bus has it; never where `--once` is not asked for.
+async fn once_done(once: bool, mut snapshot: watch::Receiver<Snapshot>) -> Result<(), Failure> {
+    if !once {
+        return std::future::pending().await;
+    }
+    let wanted = snapshot.wait_for(|snapshot| {
+        snapshot.status.state == "live" && snapshot.is_settled && snapshot.totals.messages == 0
+    });
+    match tokio::time::timeout(ONCE_GRACE, wanted).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) => Err(Failure::new(EXIT_FAILURE, "the collector has ended")),
+        Err(_) => Err(Failure::new(
+            EXIT_UNAVAILABLE,
+            format!("not everything was listed and sent within {} s", ONCE_GRACE.as_secs()),
+        )),
+    }
+}
+
+fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::new(EXIT_FAILURE, format!("no signals to be had: {error}")))
+}
+
+/// The interval, a little longer or shorter by the clock's lowest digits, which differ from host to host.
+fn with_jitter(interval: Duration) -> Duration {
+    let nanos = crate::runtime::watch::now_ms().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+    let part = f64::from(u32::try_from(nanos).unwrap_or(0)) / f64::from(1_u32 << 24);
+    interval.mul_f64(1.0 + JITTER * (2.0 * part - 1.0))
+}
+
+/// Raises the soft limit of open files to the hard one: each lingering mapping holds one.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,531 @@
+//! The collector: owns the reconciler, the outbox and the namespace fds, on a thread of its own.
+//!
+//! It takes what comes (observations, the bus's reports, the clock), as much of it as is there, lets the
+//! reconciler decide, and commits the new state with every message that it owes in one transaction. Only then
+//! the publisher is told, requests go to the runtimes, and fds are closed.
+//!
+//! When a commit fails, what was decided counts as not observed: the reconciler goes back to the state on disk,
+//! every runtime counts as having a gap, and it is tried again.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::model::SourceId;
+use crate::outbox::{Batch, Outbox, Owed, Stage, Totals};
+use crate::procfs::ProcessTable;
+use crate::reconcile::{
+    Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings,
+};
+use crate::runtime::watch::{Request, Watched, now_ms};
+use crate::sink::{Outcome, Outgoing, Report};
+use crate::telemetry;
+use crate::wire::{OutboxStatus, Renderer, ResyncStatus, RuntimeStatus, Status};
+
+/// Observations that wait. A reader of a stream that finds it full drops, counts, and asks for a resync.
+pub const OBSERVATIONS_MAX: usize = 65_536;
+/// Observations that are decided in one transaction.
+const GROUP_MAX: usize = 2_048;
+/// How often the status is sent when nothing changes.
+pub const STATUS_INTERVAL: Duration = Duration::from_secs(30);
+/// How long the collector rests after a commit has failed.
+const COMMIT_RETRY: Duration = Duration::from_millis(500);
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Input {
+    /// Something was observed.
+    Observed(Observation),
+    /// The bus has messages, or refused them.
+    Reported(Vec<Report>),
+    /// An endpoint is watched from now on.
+    Watching(SourceId, Watched),
+    /// The end is near: the status says so.
+    Stopping,
+}
+
+/// The way in for observations.
+#[derive(Clone, Debug)]
+pub struct ObservationSender(mpsc::Sender<Input>);
+
+impl ObservationSender {
+    /// Observations go to a collector's inputs.
+    pub fn new(inputs: mpsc::Sender<Input>) -> Self {
+        Self(inputs)
+    }
+
+    /// Waits for room. `false` when the collector has ended. It may be dropped midway; then nothing was sent.
+    pub async fn send(&self, observation: Observation) -> bool {
+        self.0.send(Input::Observed(observation)).await.is_ok()
+    }
+
+    /// Sends if there is room. `false` when there is none, or when the collector has ended.
+    pub fn try_send(&self, observation: Observation) -> bool {
+        self.0.try_send(Input::Observed(observation)).is_ok()
+    }
+}
+
+/// What others may know of the collector.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The status, as it would be sent now.
+    pub status: Status,
+    /// What is owed.
+    pub totals: Totals,
+    /// Whether every runtime that answers has been listed and nothing is awaited.
+    pub is_settled: bool,
+    /// Namespace fds that are held.
+    pub namespace_fds: usize,
+    /// Commits that failed.
+    pub failed_commits: u64,
+}
+
+/// What the collector works with.
+pub struct Parts {
+    /// The outbox.
+    pub outbox: Outbox,
+    /// The state as it was left.
+    pub restored: Restored,
+    /// Mappings whose newest put is still owed.
+    pub owed: BTreeSet<(u64, u64)>,
+    /// The last moment of the earlier life.
+    pub last_alive_ms: u64,
+    /// Who we are.
+    pub identity: Identity,
+    /// What can be set.
+    pub settings: Settings,
+    /// How messages are written.
+    pub renderer: Renderer,
+    /// Where processes are looked up.
+    pub processes: Arc<ProcessTable>,
+    /// Tells the publisher of new messages.
+    pub committed: Arc<Notify>,
+    /// Takes the status to the publisher.
+    pub status: mpsc::Sender<Outgoing>,
+    /// Takes what others may know.
+    pub snapshot: watch::Sender<Snapshot>,
+}
+
+/// The collector's state.
+pub struct Collector {
+    reconciler: Reconciler,
+    parts: Tools,
+    watched: BTreeMap<SourceId, Watched>,
+    batch: Batch,
+    released: Vec<FdToken>,
+    requests: Vec<(SourceId, Request)>,
+    phase: &'static str,
+    resync: ResyncStatus,
+    next_status_ms: u64,
+    status_due: bool,
+    failed_commits: u64,
+}
+
+/// The parts that outlive a failed commit.
+struct Tools {
+    outbox: Outbox,
+    identity: Identity,
+    settings: Settings,
+    renderer: Renderer,
+    processes: Arc<ProcessTable>,
+    committed: Arc<Notify>,
+    status: mpsc::Sender<Outgoing>,
+    snapshot: watch::Sender<Snapshot>,
+}
+
+impl Collector {
+    /// A collector that has taken up the state as it was left, and committed what follows from that.
+    pub fn new(parts: Parts) -> Self {
+        let reconciler = Reconciler::new(
+            parts.identity.clone(),
+            parts.settings.clone(),
+            parts.restored,
+        );
+        let mut collector = Self {
+            reconciler,
+            parts: Tools {
+                outbox: parts.outbox,
+                identity: parts.identity,
+                settings: parts.settings,
+                renderer: parts.renderer,
+                processes: parts.processes,
+                committed: parts.committed,
+                status: parts.status,
+                snapshot: parts.snapshot,
+            },
+            watched: BTreeMap::new(),
+            batch: Batch::default(),
+            released: Vec::new(),
+            requests: Vec::new(),
+            phase: "starting",
+            resync: ResyncStatus::default(),
+            next_status_ms: 0,
+            status_due: true,
+            failed_commits: 0,
+        };
+        collector.observe(Observation::Began {
+            last_alive_ms: parts.last_alive_ms,
+            owed: parts.owed,
+        });
+        collector.commit();
+        collector
+    }
+
+    /// Runs until all senders of `inputs` are gone. Blocks; it is to have a thread of its own.
+    pub fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+        while let Some(input) = inputs.blocking_recv() {
+            self.take(input);
+            for _ in 1..GROUP_MAX {
+                match inputs.try_recv() {
+                    Ok(input) => self.take(input),
+                    Err(_) => break,
+                }
+            }
+            self.commit();
+        }
+        self.sync();
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Observed(observation) => {
+                self.note(&observation);
+                self.observe(observation);
+            }
+            Input::Reported(reports) => self.reported(reports),
+            Input::Watching(source, watched) => {
+                self.watched.insert(source, watched);
+            }
+            Input::Stopping => {
+                self.phase = "stopping";
+                self.status_due = true;
+            }
+        }
+    }
+
+    /// Keeps what the status says of resyncs and runtimes.
+    fn note(&mut self, observation: &Observation) {
+        match observation {
+            Observation::ResyncDue => {
+                self.resync.state = "begin";
+                self.resync.started_ms = now_ms();
+                self.resync.finished_ms = 0;
+                self.status_due = true;
+            }
+            Observation::SourceUp { .. } | Observation::SourceDown { .. } => self.status_due = true,
+            Observation::Began { .. }
+            | Observation::SourceForgotten { .. }
+            | Observation::StreamGap { .. }
+            | Observation::ListBegan { .. }
+            | Observation::ListDone { .. }
+            | Observation::Event { .. }
+            | Observation::Inspected { .. }
+            | Observation::Process { .. }
+            | Observation::MappingAcked { .. }
+            | Observation::TombstoneAcked { .. }
+            | Observation::SnapshotDue
+            | Observation::ListDue { .. }
+            | Observation::Tick => {}
+        }
+    }
+
+    /// Lets the reconciler decide, and collects what is to be done.
+    fn observe(&mut self, observation: Observation) {
+        let now_ms = now_ms();
+        let mut queue = VecDeque::from([observation]);
+        while let Some(observation) = queue.pop_front() {
+            for effect in self.reconciler.handle(observation, now_ms) {
+                match effect {
+                    Effect::Publish(message) => {
+                        let row = self.parts.outbox.take_row();
+                        let outgoing = self.parts.renderer.render(&message, row, now_ms);
+                        self.batch.messages.push(Owed::new(&message, outgoing));
+                    }
+                    Effect::SaveRow(key) => {
+                        self.batch.rows.insert(key);
+                    }
+                    Effect::List { source } => self.requests.push((source, Request::List)),
+                    Effect::Inspect { source, id, kind } => {
+                        self.requests.push((source, Request::Inspect { id, kind }));
+                    }
+                    Effect::ReadProcess { id, pid } => {
+                        let reading = self.parts.processes.read(pid);
+                        queue.push_back(Observation::Process { id, pid, reading });
+                    }
+                    Effect::ReleaseNamespace(fd) => self.released.push(fd),
+                }
+            }
+        }
+    }
+
+    fn reported(&mut self, reports: Vec<Report>) {
+        for report in reports {
+            let stage = self.parts.outbox.stage_of(report.row);
+            match report.outcome {
+                Outcome::Acked(_) => self.batch.acked.push(report.row),
+                Outcome::Rejected(reason) => {
+                    tracing::error!(row = report.row, %reason, "the bus refuses a message; it is in quarantine");
+                    self.batch.rejected.push((report.row, reason));
+                }
+            }
+            let Some(done) = stage else {
+                continue;
+            };
+            let (pns_inode, generation) = (done.pns_inode, done.generation);
+            match done.stage {
+                Stage::None => {}
+                Stage::Mapping => self.observe(Observation::MappingAcked {
+                    pns_inode,
+                    generation,
+                }),
+                Stage::Tombstone => self.observe(Observation::TombstoneAcked {
+                    pns_inode,
+                    generation,
+                }),
+            }
+        }
+    }
+
+    /// Makes what was decided durable, then acts on it.
+    fn commit(&mut self) {
+        let now = now_ms();
+        let batch = std::mem::take(&mut self.batch);
+        let has_messages = !batch.messages.is_empty();
+        let result = if batch.is_empty() {
+            if self.parts.outbox.has_unsynced_acks() && now >= self.next_status_ms {
+                self.parts.outbox.sync(&self.reconciler, now)
+            } else {
+                Ok(())
+            }
+        } else {
+            let renderer = self.parts.renderer.clone();
+            let gap = move |seq_from, seq, row| {
+                renderer.render_gap(seq_from, seq, "overflow", row, now)
+            };
+            let committed = self.parts.outbox.commit(batch, &self.reconciler, now, &gap);
+            committed.map(|dropped| {
+                if let Some((seq_from, seq)) = dropped {
+                    tracing::error!(seq_from, seq, "the outbox is full; the oldest deltas are lost");
+                }
+            })
+        };
+        match result {
+            Ok(()) => {
+                if has_messages {
+                    self.parts.committed.notify_one();
+                }
+                self.act();
+                self.publish_status(now);
+            }
+            Err(error) => self.recover(&telemetry::chain(&error)),
+        }
+    }
+
+    fn act(&mut self) {
+        for (source, request) in self.requests.drain(..) {
+            if let Some(watched) = self.watched.get(&source) {
+                // A watch that has ended takes no requests; SourceDown or the end of all is on its way.
+                let _ = watched.requests.send(request);
+            }
+        }
+        for fd in self.released.drain(..) {
+            self.parts.processes.fds().release(fd);
+        }
+    }
+
+    /// Goes back to the state on disk; what was decided since counts as not observed.
+    fn recover(&mut self, error: &str) {
+        self.failed_commits += 1;
+        tracing::error!(
+            error,
+            "the state cannot be written; what was seen since counts as not seen, and everything is listed again"
+        );
+        self.requests.clear();
+        self.released.clear();
+        std::thread::sleep(COMMIT_RETRY);
+        let restored = match self.parts.outbox.recover() {
+            Ok(restored) => restored,
+            Err(error) => {
+                tracing::error!(error = telemetry::chain(&error), "the state cannot be opened");
+                return;
+            }
+        };
+        let ups: Vec<_> = self
+            .reconciler
+            .sources()
+            .filter(|(_, _, up, _)| *up)
+            .map(|(id, runtime, _, streaming)| (id.clone(), runtime.clone(), streaming))
+            .collect();
+        self.reconciler = Reconciler::new(
+            self.parts.identity.clone(),
+            self.parts.settings.clone(),
+            restored,
+        );
+        self.parts.processes.fds().retain(&BTreeSet::new());
+        let owed = self.parts.outbox.owed_mappings();
+        self.observe(Observation::Began {
+            last_alive_ms: now_ms(),
+            owed,
+        });
+        for (source, runtime, streaming) in ups {
+            self.observe(Observation::SourceUp {
+                source,
+                runtime,
+                streaming,
+            });
+        }
+    }
+
+    fn sync(&mut self) {
+        if let Err(error) = self.parts.outbox.sync(&self.reconciler, now_ms()) {
+            tracing::error!(error = telemetry::chain(&error), "the state cannot be written");
+        }
+    }
+
+    fn publish_status(&mut self, now: u64) {
+        let is_settled = self.reconciler.is_settled();
+        if self.phase == "starting" && self.reconciler.opened() {
+            self.phase = "live";
+            self.status_due = true;
+        }
+        if self.resync.state == "begin" && is_settled {
+            self.resync.state = "end";
+            self.resync.finished_ms = now;
+            self.status_due = true;
+        }
+        let status_interval_ms = u64::try_from(STATUS_INTERVAL.as_millis()).unwrap_or(u64::MAX);
+        let is_due = self.status_due || now >= self.next_status_ms;
+        let was_settled = self.parts.snapshot.borrow().is_settled;
+        if is_due {
+            let status = self.status();
+            let row = self.parts.outbox.take_row();
+            let message = self.parts.renderer.render_status(&status, row, now);
+            // A bus that is away has the next one; the status is worth nothing when it is old.
+            let _ = self.parts.status.try_send(message);
+            self.next_status_ms = now + status_interval_ms;
+            self.status_due = false;
+            self.parts.outbox.restore_reserve();
+        }
+        let totals = self.parts.outbox.totals();
+        let totals_changed = self.parts.snapshot.borrow().totals != totals;
+        if is_due || was_settled != is_settled || totals_changed {
+            let snapshot = Snapshot {
+                status: if is_due {
+                    self.status()
+                } else {
+                    self.parts.snapshot.borrow().status.clone()
+                },
+                totals,
+                is_settled,
+                namespace_fds: self.parts.processes.fds().count(),
+                failed_commits: self.failed_commits,
+            };
+            self.parts.snapshot.send_replace(snapshot);
+        }
+    }
+
+    fn status(&self) -> Status {
+        let mut containers: BTreeMap<&'static str, u64> = BTreeMap::new();
+        for container in self.reconciler.containers().filter_map(|tracked| tracked.container()) {
+            *containers.entry(container.state.as_str()).or_default() += 1;
+        }
+        let totals = self.parts.outbox.totals();
+        Status {
+            state: self.phase,
+            seq: self.reconciler.seq(),
+            runtimes: self.runtimes(),
+            resync: ResyncStatus {
+                package_seq: self.reconciler.package_seq(),
+                count: containers.values().sum(),
+                missed: self.reconciler.counters().missed,
+                ..self.resync.clone()
+            },
+            containers,
+            outbox: OutboxStatus {
+                messages: totals.messages,
+                bytes: totals.bytes,
+                oldest_ms: 0,
+                quarantined: self.parts.outbox.quarantined(),
+            },
+        }
+    }
+
+    fn runtimes(&self) -> Vec<RuntimeStatus> {
+        let known: BTreeMap<_, _> = self
+            .reconciler
+            .sources()
+            .map(|(id, runtime, up, streaming)| (id.clone(), (runtime.clone(), up, streaming)))
+            .collect();
+        self.watched
+            .iter()
+            .map(|(source, watched)| {
+                let (name, version, stream) = match known.get(source) {
+                    Some((runtime, up, streaming)) => (
+                        runtime.name.to_string(),
+                        runtime.version.to_string(),
+                        match (up, streaming) {
+                            (false, _) => "down",
+                            (true, true) => "live",
+                            (true, false) => "polling",
+                        },
+                    ),
+                    None => (String::new(), String::new(), "down"),
+                };
+                let figures = &watched.figures;
+                RuntimeStatus {
+                    name,
+                    version,
+                    endpoint: watched.endpoint.uri(),
+                    stream,
+                    events: figures.events.load(Ordering::Relaxed),
+                    dropped: figures.dropped.load(Ordering::Relaxed),
+                    last_event_ms: figures.last_event_ms.load(Ordering::Relaxed),
+                    last_resync_ms: figures.last_resync_ms.load(Ordering::Relaxed),
+                    error: watched.error.borrow().clone(),
+                }
+            })
+            .collect()
+    }
+}
+
+/// A collector on its thread, and the way in.
+pub struct Running {
+    /// Inputs go in here; the collector ends when all senders are gone.
+    pub inputs: mpsc::Sender<Input>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+impl Running {
+    /// Starts the collector's thread.
+    ///
+    /// # Errors
+    /// When the system has no thread left.
+    pub fn start(parts: Parts) -> std::io::Result<Self> {
+        let (inputs, incoming) = mpsc::channel(OBSERVATIONS_MAX);
+        let thread = std::thread::Builder::new()
+            .name("collector".to_owned())
+            .spawn(move || Collector::new(parts).run(incoming))?;
+        Ok(Self {
+            inputs,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Waits until the collector has committed everything and ended. All other senders must be gone.
+    pub fn join(self) {
+        drop(self.inputs);
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the collector's thread ended abnormally");
+        }
+    }
+}

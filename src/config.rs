@@ -1,0 +1,415 @@
+//! The configuration: defaults, then the TOML file, then the environment, then flags; checked before anything starts.
+//!
+//! A raw form is read (serde; unknown keys are refused), and made into a [`Config`] whose every value is valid.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::runtime::Endpoint;
+use crate::sink::{BusUrl, ManageTopics, TopicSettings};
+use crate::telemetry::LogFormat;
+
+/// The shortest and the longest time between two resyncs.
+const RESYNC_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3_600));
+/// The least that the outbox may hold.
+const OUTBOX_BYTES_MIN: u64 = 1024 * 1024;
+/// Longest host id.
+const HOST_ID_BYTES_MAX: usize = 128;
+
+/// What can be set by flag or by environment; it wins over the file.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Overrides {
+    /// TOML file with settings
+    #[arg(long, value_name = "FILE", env = "QUAYMASTER_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Where messages go: stdout:, kafka://HOST:PORT[,HOST:PORT…] or nats://HOST:PORT
+    #[arg(long, value_name = "URL", env = "QUAYMASTER_BUS")]
+    pub bus: Option<String>,
+    /// Where the state and the outbox live
+    #[arg(long, value_name = "DIR", env = "QUAYMASTER_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// A runtime's socket, docker=unix:///PATH or cri=unix:///PATH; repeatable; instead of discovery
+    #[arg(long = "endpoint", value_name = "ENDPOINT", env = "QUAYMASTER_ENDPOINT", value_delimiter = ',')]
+    pub endpoints: Vec<String>,
+    /// Time between two full resyncs, such as 5m
+    #[arg(long, value_name = "TIME", env = "QUAYMASTER_RESYNC_INTERVAL")]
+    pub resync_interval: Option<String>,
+    /// The host's id in every key, instead of the text of /etc/machine-id
+    #[arg(long, value_name = "ID", env = "QUAYMASTER_HOST_ID")]
+    pub host_id: Option<String>,
+    /// The host's name, instead of the kernel's
+    #[arg(long, value_name = "NAME", env = "QUAYMASTER_HOST_NAME")]
+    pub host_name: Option<String>,
+    /// Where the host's /proc is mounted
+    #[arg(long, value_name = "DIR", env = "QUAYMASTER_PROCFS")]
+    pub procfs: Option<PathBuf>,
+    /// The first word of all topics' names
+    #[arg(long, value_name = "WORD", env = "QUAYMASTER_TOPICS_PREFIX")]
+    pub topics_prefix: Option<String>,
+    /// Kafka partitions of each topic that is created
+    #[arg(long, value_name = "N", env = "QUAYMASTER_TOPICS_PARTITIONS")]
+    pub topics_partitions: Option<i32>,
+    /// Who makes topics, streams and buckets: create, verify or off
+    #[arg(long, value_name = "HOW", env = "QUAYMASTER_TOPICS_MANAGE")]
+    pub topics_manage: Option<String>,
+    /// How long a mapping stays after its namespace has ended, such as 10m
+    #[arg(long, value_name = "TIME", env = "QUAYMASTER_PNS_LINGER")]
+    pub pns_linger: Option<String>,
+    /// Bytes of messages that wait for the bus, beyond which the oldest deltas go, such as 1GiB
+    #[arg(long, value_name = "BYTES", env = "QUAYMASTER_OUTBOX_MAX_BYTES")]
+    pub outbox_max_bytes: Option<String>,
+    /// What is logged to stderr: error, warn, info, debug, or a tracing directive
+    #[arg(long, value_name = "FILTER", env = "QUAYMASTER_LOG")]
+    pub log: Option<String>,
+    /// How logs are written: text or json
+    #[arg(long, value_name = "FORMAT", env = "QUAYMASTER_LOG_FORMAT")]
+    pub log_format: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    bus: Option<String>,
+    state_dir: Option<PathBuf>,
+    endpoints: Vec<String>,
+    resync_interval: Option<String>,
+    host_id: Option<String>,
+    host_name: Option<String>,
+    procfs: Option<PathBuf>,
+    topics: RawTopics,
+    records: RawRecords,
+    pns: RawPns,
+    outbox: RawOutbox,
+    log: RawLog,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTopics {
+    prefix: Option<String>,
+    partitions: Option<i32>,
+    replication: Option<i32>,
+    manage: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRecords {
+    refresh: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPns {
+    linger: Option<String>,
+    refresh: Option<String>,
+    held_max: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawOutbox {
+    max_bytes: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    filter: Option<String>,
+    format: Option<String>,
+}
+
+/// A configuration that is valid.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where messages go.
+    pub bus: BusUrl,
+    /// Where the state lives.
+    pub state_dir: PathBuf,
+    /// The runtimes' sockets; empty for discovery.
+    pub endpoints: Vec<Endpoint>,
+    /// Time between two full resyncs.
+    pub resync_interval: Duration,
+    /// The host's id, where it is set.
+    pub host_id: Option<String>,
+    /// The host's name, where it is set.
+    pub host_name: Option<String>,
+    /// Where the host's process table is.
+    pub procfs: PathBuf,
+    /// The topics.
+    pub topics: TopicSettings,
+    /// How often records are put again; `None` at every resync.
+    pub records_refresh: Option<Duration>,
+    /// How long mappings linger.
+    pub pns_linger: Duration,
+    /// How often mappings are put again.
+    pub pns_refresh: Duration,
+    /// Most mappings that linger at once.
+    pub pns_held_max: usize,
+    /// Bytes of messages that may wait.
+    pub outbox_max_bytes: u64,
+    /// What is logged.
+    pub log_filter: String,
+    /// How it is logged.
+    pub log_format: LogFormat,
+}
+
+/// A setting that is wrong. One line that names it and what would be right.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("failed to read the configuration file `{}`", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a key that is not known.
+    #[error("the configuration file `{}` is not valid: {message}", path.display())]
+    Parse {
+        /// Which.
+        path: PathBuf,
+        /// Where and what.
+        message: String,
+    },
+    /// A value is wrong.
+    #[error("`{key}` is not valid: {message}")]
+    Value {
+        /// The key in the file; the flag has the same name.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Puts the configuration together and checks it.
+    ///
+    /// # Errors
+    /// For the first setting that is wrong.
+    pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
+        let raw = match &overrides.config {
+            Some(path) => read_file(path)?,
+            None => Raw::default(),
+        };
+        Self::check(overrides, raw)
+    }
+
+    fn check(flags: &Overrides, raw: Raw) -> Result<Self, ConfigError> {
+        let bus = flags.bus.clone().or(raw.bus).unwrap_or_else(|| "stdout:".to_owned());
+        let bus = bus.parse::<BusUrl>().map_err(|error| value("bus", error))?;
+        let endpoints = if flags.endpoints.is_empty() {
+            raw.endpoints
+        } else {
+            flags.endpoints.clone()
+        };
+        let endpoints = endpoints
+            .iter()
+            .map(|text| text.parse::<Endpoint>().map_err(|error| value("endpoint", error)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let topics = topics(flags, raw.topics)?;
+        let records_refresh = match raw.records.refresh.as_deref() {
+            None | Some("resync") => None,
+            Some(text) => Some(duration("records.refresh", text)?),
+        };
+        let resync_interval = flags.resync_interval.clone().or(raw.resync_interval);
+        let resync_interval = duration("resync_interval", resync_interval.as_deref().unwrap_or("5m"))?;
+        if resync_interval < RESYNC_INTERVAL.0 || resync_interval > RESYNC_INTERVAL.1 {
+            return Err(value("resync_interval", "it must be between 1s and 24h"));
+        }
+        let host_id = flags.host_id.clone().or(raw.host_id);
+        if let Some(host_id) = &host_id {
+            check_host_id(host_id).map_err(|error| value("host_id", error))?;
+        }
+        let linger = flags.pns_linger.clone().or(raw.pns.linger);
+        let max_bytes = flags.outbox_max_bytes.clone().or(raw.outbox.max_bytes);
+        let outbox_max_bytes = bytes("outbox.max_bytes", max_bytes.as_deref().unwrap_or("1GiB"))?;
+        if outbox_max_bytes < OUTBOX_BYTES_MIN {
+            return Err(value("outbox.max_bytes", "it must be 1MiB at least"));
+        }
+        let log_format = flags.log_format.clone().or(raw.log.format);
+        Ok(Self {
+            bus,
+            state_dir: flags
+                .state_dir
+                .clone()
+                .or(raw.state_dir)
+                .unwrap_or_else(default_state_dir),
+            endpoints,
+            resync_interval,
+            host_id,
+            host_name: flags.host_name.clone().or(raw.host_name),
+            procfs: flags.procfs.clone().or(raw.procfs).unwrap_or_else(|| "/proc".into()),
+            topics,
+            records_refresh,
+            pns_linger: duration("pns.linger", linger.as_deref().unwrap_or("10m"))?,
+            pns_refresh: duration("pns.refresh", raw.pns.refresh.as_deref().unwrap_or("1h"))?,
+            pns_held_max: raw.pns.held_max.unwrap_or(4_096),
+            outbox_max_bytes,
+            log_filter: flags
+                .log
+                .clone()
+                .or(raw.log.filter)
+                .unwrap_or_else(|| "info".to_owned()),
+            log_format: match log_format.as_deref() {
+                None | Some("text") => LogFormat::Text,
+                Some("json") => LogFormat::Json,
+                Some(other) => {
+                    return Err(value("log.format", format!("`{other}` is neither `text` nor `json`")));
+                }
+            },
+        })
+    }
+}
+
+fn topics(flags: &Overrides, raw: RawTopics) -> Result<TopicSettings, ConfigError> {
+    let defaults = TopicSettings::default();
+    let manage = flags.topics_manage.clone().or(raw.manage);
+    let settings = TopicSettings {
+        prefix: flags.topics_prefix.clone().or(raw.prefix).unwrap_or(defaults.prefix),
+        partitions: flags.topics_partitions.or(raw.partitions).unwrap_or(defaults.partitions),
+        replication: raw.replication.unwrap_or(defaults.replication),
+        manage: match manage.as_deref() {
+            None | Some("create") => ManageTopics::Create,
+            Some("verify") => ManageTopics::Verify,
+            Some("off") => ManageTopics::Off,
+            Some(other) => {
+                let message = format!("`{other}` is none of `create`, `verify`, `off`");
+                return Err(value("topics.manage", message));
+            }
+        },
+    };
+    settings.check().map_err(|error| value("topics", error))?;
+    Ok(settings)
+}
+
+fn read_file(path: &Path) -> Result<Raw, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Parse {
+        path: path.to_owned(),
+        message: error.to_string().trim().replace('\n', " "),
+    })
+}
+
+fn value(key: &'static str, message: impl ToString) -> ConfigError {
+    ConfigError::Value {
+        key,
+        message: message.to_string(),
+    }
+}
+
+fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    humantime::parse_duration(text)
+        .map_err(|error| value(key, format!("`{text}` is no time such as `5m` or `90s`: {error}")))
+}
+
+fn bytes(key: &'static str, text: &str) -> Result<u64, ConfigError> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match &text[digits.len()..] {
+        "" | "B" => Some(1),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let number = digits.trim().parse::<u64>().ok();
+    number
+        .zip(unit)
+        .and_then(|(number, unit)| number.checked_mul(unit))
+        .ok_or_else(|| value(key, format!("`{text}` is no size such as `512MiB` or `1GiB`")))
+}
+
+fn default_state_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return "/var/lib/quaymaster".into();
+    }
+    let base = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or_else(|| {
+        let home = std::env::var_os("HOME")?;
+        Some(PathBuf::from(home).join(".local/state"))
+    });
+    base.unwrap_or_else(|| "/tmp".into()).join("quaymaster")
+}
+
+/// Says why a text is no host id.
+///
+/// # Errors
+/// When it is empty, too long, a placeholder, or holds what would break keys.
+pub fn check_host_id(text: &str) -> Result<(), String> {
+    let remedy = "set one with `--host-id`";
+    if text.is_empty() {
+        return Err(format!("the host id is empty: {remedy}"));
+    }
+    if text == "uninitialized" {
+        return Err(format!("the host id is `uninitialized`, a placeholder of systemd: {remedy}"));
+    }
+    if text.bytes().all(|byte| byte == b'0') {
+        return Err(format!("the host id is all zeros: {remedy}"));
+    }
+    if text.len() > HOST_ID_BYTES_MAX {
+        return Err(format!("the host id has more than {HOST_ID_BYTES_MAX} bytes: {remedy}"));
+    }
+    let is_bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    if text.contains(is_bad) {
+        return Err(format!("the host id `{}` holds `/`, `:` or blanks: {remedy}", text.escape_default()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let raw = toml::from_str(text).map_err(|error| error.to_string())?;
+        Config::check(&Overrides::default(), raw).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = load("").expect("defaults are valid");
+        assert_eq!(config.resync_interval, Duration::from_secs(300));
+        assert_eq!(config.outbox_max_bytes, 1 << 30);
+        assert_eq!(config.pns_linger, Duration::from_secs(600));
+        assert!(config.endpoints.is_empty());
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_what_would_be_right() {
+        let cases = [
+            ("resync_interval = \"soon\"", "resync_interval"),
+            ("resync_interval = \"1ms\"", "between 1s and 24h"),
+            ("bus = \"amqp://x\"", "bus"),
+            ("endpoints = [\"podman=unix:///x\"]", "endpoint"),
+            ("host_id = \"a/b\"", "host_id"),
+            ("host_id = \"0000\"", "all zeros"),
+            ("outbox.max_bytes = \"many\"", "outbox.max_bytes"),
+            ("outbox.max_bytes = \"1KiB\"", "1MiB"),
+            ("topics.manage = \"maybe\"", "topics.manage"),
+            ("log.format = \"xml\"", "log.format"),
+            ("busses = \"stdout:\"", "unknown field `busses`"),
+            ("bus = 7", "invalid type"),
+        ];
+        for (text, expected) in cases {
+            let error = load(text).err().unwrap_or_default();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = Overrides {
+            resync_interval: Some("9s".to_owned()),
+            ..Overrides::default()
+        };
+        let raw = toml::from_str("resync_interval = \"7s\"").expect("valid TOML");
+        let config = Config::check(&flags, raw).expect("valid settings");
+        assert_eq!(config.resync_interval, Duration::from_secs(9));
+    }
+}

@@ -1,0 +1,273 @@
+//! The process table: from a pid to its namespaces, start, cgroup, and whether it is pid 1 inside.
+//!
+//! `/proc/PID` is opened once, as a directory, and everything is read through that fd: when the process dies
+//! midway the reads fail, and a pid that is given to another process meanwhile is never mixed in.
+
+use std::collections::HashMap;
+use std::io::Read as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::reconcile::{FdToken, Process, ProcessReading};
+
+/// Longest file that is read of a process. `status` and `cgroup` have some KiB.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// The fds on namespaces that mappings hold, by token.
+#[derive(Debug, Default)]
+pub struct NamespaceFds {
+    next: AtomicU64,
+    held: Mutex<HashMap<FdToken, OwnedFd>>,
+}
+
+impl NamespaceFds {
+    /// Takes an fd over.
+    fn hold(&self, fd: OwnedFd) -> FdToken {
+        let token = FdToken(self.next.fetch_add(1, Ordering::Relaxed) + 1);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert(token, fd);
+        token
+    }
+
+    /// Closes an fd.
+    pub fn release(&self, token: FdToken) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.remove(&token);
+    }
+
+    /// Closes all fds but those of some tokens.
+    pub fn retain(&self, tokens: &std::collections::BTreeSet<FdToken>) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|token, _| tokens.contains(token));
+    }
+
+    /// How many are held.
+    pub fn count(&self) -> usize {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// A process table.
+#[derive(Debug)]
+pub struct ProcessTable {
+    root: PathBuf,
+    ticks_per_second: u64,
+    /// REALTIME − BOOTTIME in milliseconds, computed once.
+    boot_time_ms: u64,
+    host_pns_inode: u64,
+    fds: NamespaceFds,
+}
+
+impl ProcessTable {
+    /// Opens the process table at a root, `/proc` or where the host's is mounted.
+    ///
+    /// # Errors
+    /// When the root is no process table.
+    pub fn open(root: &Path) -> std::io::Result<Self> {
+        let host_pns_inode = match rustix::fs::readlink(root.join("1/ns/pid"), Vec::new()) {
+            Ok(link) => link_inode(&link.to_string_lossy()).unwrap_or(HOST_PNS_INODE),
+            Err(Errno::ACCESS | Errno::PERM) => HOST_PNS_INODE,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self {
+            root: root.to_owned(),
+            ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
+            boot_time_ms: boot_time_ms(),
+            host_pns_inode,
+            fds: NamespaceFds::default(),
+        })
+    }
+
+    /// The number of the host's own PID namespace.
+    pub fn host_pns_inode(&self) -> u64 {
+        self.host_pns_inode
+    }
+
+    /// The fds that are held.
+    pub fn fds(&self) -> &NamespaceFds {
+        &self.fds
+    }
+
+    /// The text of `sys/kernel/random/boot_id`.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn boot_id(&self) -> std::io::Result<String> {
+        let text = std::fs::read_to_string(self.root.join("sys/kernel/random/boot_id"))?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// Reads a process, and holds an fd on its PID namespace. The caller releases the fd of the answer.
+    ///
+    /// A zombie counts as dead: it has no namespaces any more.
+    pub fn read(&self, pid: u32) -> ProcessReading {
+        match self.try_read(pid) {
+            Ok(process) => ProcessReading::Alive(Box::new(process)),
+            Err(Errno::ACCESS | Errno::PERM) => ProcessReading::Denied,
+            Err(_) => ProcessReading::Dead,
+        }
+    }
+
+    /// The PID namespace's number of a process; `None` where it is gone or may not be read.
+    pub fn pns_inode(&self, pid: u32) -> Option<u64> {
+        let link = rustix::fs::readlink(self.root.join(format!("{pid}/ns/pid")), Vec::new()).ok()?;
+        link_inode(&link.to_string_lossy())
+    }
+
+    fn try_read(&self, pid: u32) -> Result<Process, Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(
+            self.root.join(pid.to_string()),
+            flags | OFlags::DIRECTORY,
+            Mode::empty(),
+        )?;
+        let namespace = rustix::fs::openat(&directory, "ns/pid", flags, Mode::empty())?;
+        let pns_inode = rustix::fs::fstat(&namespace)?.st_ino;
+        let mnt_ns = rustix::fs::readlinkat(&directory, "ns/mnt", Vec::new())
+            .ok()
+            .and_then(|link| link_inode(&link.to_string_lossy()))
+            .unwrap_or(0);
+        let cgroup = read_at(&directory, "cgroup")?;
+        let status = read_at(&directory, "status")?;
+        let stat = read_at(&directory, "stat")?;
+        let start_ticks = stat_start_ticks(&stat).ok_or(Errno::SRCH)?;
+        Ok(Process {
+            pid,
+            start_ticks,
+            started_at_ms: self.start_ms(start_ticks),
+            pns_inode,
+            pns_id: namespace_id(&namespace),
+            mnt_ns,
+            cgroup: cgroup_path(&cgroup).into(),
+            is_init: status_is_init(&status),
+            fd: Some(self.fds.hold(namespace)),
+        })
+    }
+
+    /// The start in unix milliseconds, less one tick.
+    fn start_ms(&self, start_ticks: u64) -> u64 {
+        self.boot_time_ms + start_ticks.saturating_sub(1) * 1_000 / self.ticks_per_second
+    }
+}
+
+/// The kernel's constant (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const HOST_PNS_INODE: u64 = 4_026_531_836;
+
+fn read_at(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
+    let fd = rustix::fs::openat(
+        directory,
+        name,
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let mut bytes = Vec::with_capacity(2_048);
+    std::fs::File::from(fd)
+        .take(FILE_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::SRCH))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn boot_time_ms() -> u64 {
+    use rustix::time::{ClockId, clock_gettime};
+    let real = clock_gettime(ClockId::Realtime);
+    let boot = clock_gettime(ClockId::Boottime);
+    let to_ms = |time: rustix::time::Timespec| time.tv_sec * 1_000 + time.tv_nsec / 1_000_000;
+    u64::try_from(to_ms(real) - to_ms(boot)).unwrap_or(0)
+}
+
+/// The kernel's 64-bit id of a namespace (`NS_GET_ID`, Linux 6.18); `None` on kernels without it.
+#[expect(unsafe_code, reason = "an ioctl has no safe form; this one writes one u64")]
+fn namespace_id<Fd: AsFd>(namespace: Fd) -> Option<u64> {
+    const NS_GET_ID: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u64>(0xb7, 13);
+    // SAFETY: NS_GET_ID is _IOR(0xb7, 13, u64): the kernel writes one u64 and reads nothing.
+    let id: u64 = unsafe {
+        let get = rustix::ioctl::Getter::<NS_GET_ID, u64>::new();
+        rustix::ioctl::ioctl(namespace, get).ok()?
+    };
+    Some(id)
+}
+
+/// The number in a namespace's link: `pid:[4026532448]`.
+fn link_inode(link: &str) -> Option<u64> {
+    link.split_once('[')?.1.strip_suffix(']')?.parse().ok()
+}
+
+/// Field 22 of `stat`; `None` for a zombie. The name in field 2 may hold anything, `)` too.
+fn stat_start_ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    if matches!(fields.next()?, "Z" | "X" | "x") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+/// Whether the last of `NSpid` is 1.
+fn status_is_init(status: &str) -> bool {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))
+        .and_then(|pids| pids.split_ascii_whitespace().last())
+        == Some("1")
+}
+
+/// The path of the unified hierarchy, else of the first one that is not the root.
+fn cgroup_path(cgroup: &str) -> &str {
+    let path_of = |line: &'_ str| line.splitn(3, ':').nth(2).map_or(0, str::len);
+    let unified = cgroup
+        .lines()
+        .find(|line| line.starts_with("0::") && path_of(line) > 1);
+    let deepest = || cgroup.lines().max_by_key(|line| path_of(line));
+    unified
+        .or_else(deepest)
+        .and_then(|line| line.splitn(3, ':').nth(2))
+        .unwrap_or("")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_name_with_brackets_does_not_shift_the_fields() {
+        let stat = "7 (a) b) 9) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 123456 0 0";
+        assert_eq!(stat_start_ticks(stat), Some(123_456));
+        let zombie = "7 (a) Z 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 123456 0 0";
+        assert_eq!(stat_start_ticks(zombie), None);
+        assert_eq!(stat_start_ticks("7 (a) S 1"), None);
+        assert_eq!(stat_start_ticks(""), None);
+    }
+
+    #[test]
+    fn pid_one_inside_is_the_last_nspid() {
+        assert!(status_is_init("Name:\ta\nNSpid:\t4711\t1\n"));
+        assert!(!status_is_init("Name:\ta\nNSpid:\t4711\t17\n"));
+        assert!(!status_is_init(""));
+    }
+
+    #[test]
+    fn the_unified_cgroup_is_preferred() {
+        assert_eq!(cgroup_path("0::/docker/abc\n"), "/docker/abc");
+        assert_eq!(cgroup_path("12:pids:/docker/abc\n0::/\n"), "/docker/abc");
+        assert_eq!(cgroup_path(""), "");
+    }
+
+    #[test]
+    fn our_own_process_can_be_read_and_a_missing_one_is_dead() {
+        let table = ProcessTable::open(Path::new("/proc")).expect("a process table is mounted");
+        let ProcessReading::Alive(process) = table.read(std::process::id()) else {
+            panic!("this process lives");
+        };
+        assert_eq!(Some(process.pns_inode), table.pns_inode(std::process::id()));
+        assert_eq!(table.fds().count(), 1);
+        table.fds().release(process.fd.expect("an fd is held"));
+        assert_eq!(table.fds().count(), 0);
+        assert_eq!(table.read(u32::MAX / 2), ProcessReading::Dead);
+    }
+}

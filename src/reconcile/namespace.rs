@@ -1,0 +1,394 @@
+//! PID namespaces and the containers in them: put, end, linger, tombstone.
+//!
+//! While an fd on a namespace is held, the kernel cannot give its number to another. A mapping therefore holds
+//! one from its first reading until the bus has its tombstone. Without an fd (after a restart) the number may
+//! have been given out again: a reading that shows another namespace under it ends the old mapping and puts the
+//! new one, in that order, under another generation, so that the two are never coalesced.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Effect, FdToken, Process, Reconciler, RowKey};
+use crate::model::message::{Mapping, Member, Message};
+use crate::model::{Container, ContainerId, ContainerKind};
+
+/// Where a mapping stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Phase {
+    /// Its namespace lives.
+    Live,
+    /// Its namespace has ended; the put that says so is owed.
+    Ended,
+    /// The bus has that put, since this unix millisecond.
+    Lingering(u64),
+    /// Its tombstone is owed.
+    Buried,
+}
+
+/// What is kept of one namespace.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NamespaceRow {
+    pub(super) mapping: Mapping,
+    pub(super) phase: Phase,
+    #[serde(skip)]
+    pub(super) fd: Option<FdToken>,
+    #[serde(skip)]
+    put_ms: u64,
+}
+
+impl NamespaceRow {
+    /// As it was put last.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The fd that keeps its number.
+    pub fn fd(&self) -> Option<FdToken> {
+        self.fd
+    }
+
+    /// Whether a process is in this very namespace, as far as can be known.
+    fn is_of(&self, process: &Process, boot_id: &str) -> bool {
+        if &*self.mapping.boot_id != boot_id {
+            return false;
+        }
+        match (self.mapping.pns_id, process.pns_id) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            (Some(_) | None, Some(_) | None) => {
+                let is_member = self.mapping.members.iter().any(|member| {
+                    member.pid == process.pid && member.start_ticks == process.start_ticks
+                });
+                self.fd.is_some() || (self.phase == Phase::Live && is_member)
+            }
+        }
+    }
+}
+
+impl Reconciler {
+    pub(super) fn release_fd(&mut self, fd: Option<FdToken>) {
+        if let Some(fd) = fd {
+            self.effects.push(Effect::ReleaseNamespace(fd));
+        }
+    }
+
+    /// Adds a container's init process to its namespace; takes over or releases the reading's fd.
+    pub(super) fn join_namespace(&mut self, container: &Container, process: &Process) {
+        let inode = process.pns_inode;
+        if inode == self.identity.host_pns_inode || inode == 0 {
+            self.release_fd(process.fd);
+            return;
+        }
+        let boot_id = Arc::clone(&self.identity.boot_id);
+        let member = member_of(container, process);
+        let is_known = self
+            .namespaces
+            .get(&inode)
+            .map(|row| row.is_of(process, &boot_id));
+        match is_known {
+            Some(true) => self.join_known(inode, member, process),
+            Some(false) => {
+                self.supersede(inode, process.started_at_ms);
+                self.found_namespace(member, process);
+            }
+            None => self.found_namespace(member, process),
+        }
+    }
+
+    fn join_known(&mut self, inode: u64, member: Member, process: &Process) {
+        let Some(row) = self.namespaces.get_mut(&inode) else {
+            return;
+        };
+        let spare = if row.fd.is_none() {
+            row.fd = process.fd;
+            None
+        } else {
+            process.fd
+        };
+        let is_same = row.phase == Phase::Live && row.mapping.members.contains(&member);
+        if is_same {
+            self.release_fd(spare);
+            return;
+        }
+        if row.phase != Phase::Live {
+            row.phase = Phase::Live;
+            row.mapping.valid_to_ms = None;
+            row.mapping.members.clear();
+        }
+        row.mapping
+            .members
+            .retain(|known| known.container_id != member.container_id);
+        row.mapping.members.push(member);
+        row.mapping
+            .members
+            .sort_by(|a, b| a.container_id.cmp(&b.container_id));
+        row.mapping.valid_from_ms = row.mapping.valid_from_ms.min(process.started_at_ms);
+        self.release_fd(spare);
+        self.put(inode, false);
+    }
+
+    fn found_namespace(&mut self, member: Member, process: &Process) {
+        self.generation += 1;
+        let mapping = Mapping {
+            pns_inode: process.pns_inode,
+            pns_id: process.pns_id,
+            generation: self.generation,
+            boot_id: Arc::clone(&self.identity.boot_id),
+            valid_from_ms: process.started_at_ms,
+            valid_to_ms: None,
+            owner: member.clone(),
+            members: vec![member],
+            seq: self.seq,
+        };
+        let row = NamespaceRow {
+            mapping,
+            phase: Phase::Live,
+            fd: process.fd,
+            put_ms: 0,
+        };
+        self.namespaces.insert(process.pns_inode, row);
+        self.put(process.pns_inode, false);
+    }
+
+    /// Another namespace has the number: the old mapping ends, and gets no tombstone.
+    fn supersede(&mut self, inode: u64, began_ms: u64) {
+        let Some(row) = self.namespaces.get_mut(&inode) else {
+            return;
+        };
+        if row.phase == Phase::Live {
+            let ended_ms = began_ms.max(row.mapping.valid_from_ms);
+            self.end_namespace(inode, ended_ms);
+        }
+        if let Some(row) = self.namespaces.remove(&inode) {
+            self.release_fd(row.fd);
+        }
+    }
+
+    /// Takes a container's process out of its namespace; the last one, and pid 1 of it, ends the mapping.
+    pub(super) fn leave_namespace(&mut self, id: &ContainerId, inode: Option<u64>, ended_ms: u64) {
+        let Some(row) = inode.and_then(|inode| self.namespaces.get_mut(&inode)) else {
+            return;
+        };
+        let inode = row.mapping.pns_inode;
+        let left = row
+            .mapping
+            .members
+            .iter()
+            .find(|member| member.container_id == *id)
+            .map(|member| member.is_init);
+        let (Some(was_init), Phase::Live) = (left, row.phase) else {
+            return;
+        };
+        if was_init || row.mapping.members.len() == 1 {
+            self.end_namespace(inode, ended_ms);
+        } else {
+            row.mapping
+                .members
+                .retain(|member| member.container_id != *id);
+            self.put(inode, false);
+        }
+    }
+
+    fn end_namespace(&mut self, inode: u64, ended_ms: u64) {
+        let Some(row) = self.namespaces.get_mut(&inode) else {
+            return;
+        };
+        row.phase = Phase::Ended;
+        row.mapping.valid_to_ms = Some(ended_ms.max(row.mapping.valid_from_ms));
+        self.put(inode, false);
+    }
+
+    /// Publishes a mapping as it now is.
+    fn put(&mut self, inode: u64, refresh: bool) {
+        let Some(row) = self.namespaces.get_mut(&inode) else {
+            return;
+        };
+        if let Some(owner) = owner_of(&row.mapping.members) {
+            row.mapping.owner = owner.clone();
+        }
+        row.mapping.seq = self.seq;
+        row.put_ms = self.now_ms;
+        let mapping = Box::new(row.mapping.clone());
+        self.effects
+            .push(Effect::Publish(Message::Mapping { mapping, refresh }));
+        self.effects.push(Effect::SaveRow(RowKey::Namespace(inode)));
+    }
+
+    /// A container in a namespace has another name or image.
+    pub(super) fn rename_member(&mut self, inode: u64, told: &Container) {
+        let Some(row) = self.namespaces.get_mut(&inode) else {
+            return;
+        };
+        let mut is_changed = false;
+        for member in &mut row.mapping.members {
+            if member.container_id == told.id {
+                member.container_name = told.name.as_str().into();
+                member.image_name = told.image_name.as_str().into();
+                member.kind = told.kind;
+                member.runtime = told.runtime;
+                member.pod.clone_from(&told.pod);
+                is_changed = true;
+            }
+        }
+        if is_changed {
+            self.put(inode, false);
+        }
+    }
+
+    /// Ends the mappings of an earlier boot: their namespaces died with it.
+    pub(super) fn end_earlier_namespaces(&mut self, last_alive_ms: u64) {
+        let boot_id = Arc::clone(&self.identity.boot_id);
+        let earlier: Vec<_> = self
+            .namespaces
+            .iter()
+            .filter(|(_, row)| row.mapping.boot_id != boot_id && row.phase == Phase::Live)
+            .map(|(inode, _)| *inode)
+            .collect();
+        for inode in earlier {
+            self.end_namespace(inode, last_alive_ms);
+        }
+    }
+
+    /// At the start: what is neither live nor owed to the bus was acknowledged before.
+    pub(super) fn settle_owed(&mut self, owed: &BTreeSet<(u64, u64)>) {
+        let settled: Vec<_> = self
+            .namespaces
+            .iter()
+            .filter(|(inode, row)| !owed.contains(&(**inode, row.mapping.generation)))
+            .map(|(inode, row)| (*inode, row.mapping.generation, row.phase))
+            .collect();
+        for (inode, generation, phase) in settled {
+            match phase {
+                Phase::Ended => self.mapping_acked(inode, generation),
+                Phase::Buried => self.tombstone_acked(inode, generation),
+                Phase::Live | Phase::Lingering(_) => {}
+            }
+        }
+    }
+
+    pub(super) fn mapping_acked(&mut self, inode: u64, generation: u64) {
+        let now_ms = self.now_ms;
+        let Some(row) = self.namespaces.get_mut(&inode) else {
+            return;
+        };
+        if row.mapping.generation == generation && row.phase == Phase::Ended {
+            row.phase = Phase::Lingering(now_ms);
+            self.effects.push(Effect::SaveRow(RowKey::Namespace(inode)));
+        }
+    }
+
+    pub(super) fn tombstone_acked(&mut self, inode: u64, generation: u64) {
+        let is_this = self
+            .namespaces
+            .get(&inode)
+            .is_some_and(|row| row.mapping.generation == generation && row.phase == Phase::Buried);
+        if is_this && let Some(row) = self.namespaces.remove(&inode) {
+            self.release_fd(row.fd);
+            self.effects.push(Effect::SaveRow(RowKey::Namespace(inode)));
+        }
+    }
+
+    pub(super) fn tick_namespaces(&mut self) {
+        let mut lingering: Vec<(u64, u64)> = self
+            .namespaces
+            .iter()
+            .filter_map(|(inode, row)| match row.phase {
+                Phase::Lingering(since_ms) => Some((since_ms, *inode)),
+                Phase::Live | Phase::Ended | Phase::Buried => None,
+            })
+            .collect();
+        lingering.sort_unstable();
+        let surplus = lingering.len().saturating_sub(self.settings.held_max);
+        for (index, (since_ms, inode)) in lingering.into_iter().enumerate() {
+            let is_over = self.now_ms >= since_ms.saturating_add(self.settings.linger_ms);
+            if index < surplus && !is_over {
+                self.counters.evicted += 1;
+            }
+            if index < surplus || is_over {
+                self.bury(inode);
+            }
+        }
+        self.refresh_namespaces();
+    }
+
+    fn bury(&mut self, inode: u64) {
+        let Some(row) = self.namespaces.get_mut(&inode) else {
+            return;
+        };
+        row.phase = Phase::Buried;
+        let generation = row.mapping.generation;
+        self.effects
+            .push(Effect::Publish(Message::MappingTombstone {
+                pns_inode: inode,
+                generation,
+            }));
+        self.effects.push(Effect::SaveRow(RowKey::Namespace(inode)));
+    }
+
+    fn refresh_namespaces(&mut self) {
+        let refresh_ms = self.settings.pns_refresh_ms.max(1);
+        let now_ms = self.now_ms;
+        let due: Vec<_> = self
+            .namespaces
+            .iter()
+            .filter(|(inode, row)| {
+                let slot_ms = inode.wrapping_mul(0x9E37_79B9_7F4A_7C15) % refresh_ms;
+                let newest_slot_ms =
+                    now_ms.saturating_sub(slot_ms) / refresh_ms * refresh_ms + slot_ms;
+                row.phase != Phase::Buried
+                    && row.put_ms < newest_slot_ms
+                    && newest_slot_ms <= now_ms
+            })
+            .map(|(inode, row)| (*inode, row.put_ms))
+            .collect();
+        for (inode, put_ms) in due {
+            if put_ms == 0 {
+                if let Some(row) = self.namespaces.get_mut(&inode) {
+                    row.put_ms = now_ms;
+                }
+            } else {
+                self.put(inode, true);
+            }
+        }
+    }
+}
+
+fn member_of(container: &Container, process: &Process) -> Member {
+    Member {
+        container_id: container.id.clone(),
+        container_name: container.name.as_str().into(),
+        kind: container.kind,
+        runtime: container.runtime,
+        image_name: container.image_name.as_str().into(),
+        pod: container.pod.clone(),
+        pid: process.pid,
+        start_ticks: process.start_ticks,
+        started_at_ms: process.started_at_ms,
+        mnt_ns: process.mnt_ns,
+        cgroup: process.cgroup.clone(),
+        is_init: process.is_init,
+    }
+}
+
+/// The container whose init is pid 1 inside; only if that is a sandbox, or nobody's is, the container that
+/// started first, then the smallest id.
+fn owner_of(members: &[Member]) -> Option<&Member> {
+    let init = members
+        .iter()
+        .find(|member| member.is_init && member.kind == ContainerKind::Container);
+    init.or_else(|| {
+        members
+            .iter()
+            .filter(|member| member.kind == ContainerKind::Container)
+            .min_by(|a, b| {
+                (a.started_at_ms, &a.container_id).cmp(&(b.started_at_ms, &b.container_id))
+            })
+    })
+    .or_else(|| members.first())
+}

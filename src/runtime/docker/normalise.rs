@@ -1,0 +1,243 @@
+//! From Docker's words to ours. Pure.
+
+use std::sync::Arc;
+
+use super::wire::{Details, Event, Row, Version};
+use crate::model::{
+    Container, ContainerId, ContainerKind, EventKind, ListRow, Pod, RuntimeEvent, RuntimeType,
+    State,
+};
+use crate::runtime::lenient::{Lenient, TextMap};
+use crate::runtime::text::{self, Fingerprint};
+use crate::runtime::{Listing, kubernetes};
+
+/// The label by which cri-dockerd (and dockershim before it) tells a pod's sandbox from its containers.
+pub(super) const KUBERNETES_TYPE_LABEL: &str = "io.kubernetes.docker.type";
+
+/// Its value for sandboxes.
+const KUBERNETES_TYPE_SANDBOX: &str = "podsandbox";
+
+/// Newest API version that we know; what is read has been the same since 1.24.
+pub(super) const API_VERSION_MAX: (u32, u32) = (1, 53);
+
+/// Which engine it is: Podman calls its first component `Podman Engine`.
+pub(super) fn engine_name(version: &Version) -> &'static str {
+    let is_podman = version.components.0.as_ref().is_some_and(|components| {
+        components
+            .iter()
+            .any(|component| component.name.text().starts_with("Podman"))
+    });
+    if is_podman { "podman" } else { "docker" }
+}
+
+/// The API version to speak: the server's newest, at most ours; where ours is too old for it, its oldest.
+/// `None` where the answer has no version: it is no Docker.
+pub(super) fn api_version(version: &Version) -> Option<(u32, u32)> {
+    let newest = parse_api_version(version.api_version.text())?;
+    let oldest = parse_api_version(version.min_api_version.text()).unwrap_or(newest);
+    Some(newest.min(API_VERSION_MAX).max(oldest.min(newest)))
+}
+
+fn parse_api_version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// A whole list; rows without a usable id are skipped and counted.
+pub(super) fn listing(rows: Vec<Lenient<Row>>) -> Listing {
+    let mut listing = Listing::default();
+    for row in rows {
+        match row.0.and_then(list_row) {
+            Some(row) => listing.rows.push(row),
+            None => listing.skipped += 1,
+        }
+    }
+    listing
+}
+
+fn list_row(row: Row) -> Option<ListRow> {
+    let id = ContainerId::parse(row.id.text())?;
+    let mut names = row.names.or_default();
+    names.sort();
+    let labels = row.labels.or_default();
+    let kind = kind(labels.get(KUBERNETES_TYPE_LABEL));
+    let mut labels = labels.0;
+    labels.sort();
+
+    let mut print = Fingerprint::new()
+        .field(id.as_str().as_bytes())
+        .field(row.image.text().as_bytes())
+        .field(row.image_id.text().as_bytes())
+        .field(&row.created.0.unwrap_or(0).to_le_bytes())
+        .field(row.state.text().as_bytes())
+        .field(lasting_status(row.status.text()).as_bytes());
+    for name in &names {
+        print = print.field(name.as_bytes());
+    }
+    for (key, value) in &labels {
+        print = print.field(key.as_bytes()).field(value.as_bytes());
+    }
+    Some(ListRow {
+        id,
+        kind,
+        state: state(row.state.text()),
+        fingerprint: print.finish(),
+    })
+}
+
+/// The part of `Exited (137) 5 minutes ago` that time does not change; nothing of `Up 5 minutes (healthy)`.
+fn lasting_status(status: &str) -> &str {
+    match status.split_once(')') {
+        Some((head, _)) if head.starts_with("Exited (") || head.starts_with("Restarting (") => head,
+        Some(_) | None => "",
+    }
+}
+
+/// One container, as an inspect tells it; `None` where it has no usable id.
+pub(super) fn container(
+    details: Details,
+    runtime_name: &Arc<str>,
+    runtime_version: &Arc<str>,
+) -> Option<Container> {
+    let id = ContainerId::parse(details.id.text())?;
+    let config = details.config.or_default();
+    let host = details.host_config.or_default();
+    let said = details.state.or_default();
+    let labels = config.labels.or_default();
+
+    let state = state(said.status.text());
+    let started_at_ns = text::rfc3339_ns(said.started_at.text());
+    let finished_at_ns = text::rfc3339_ns(said.finished_at.text());
+    let has_ended = finished_at_ns.is_some() && finished_at_ns >= started_at_ns;
+    // Podman's `initialized` container has its process already; everywhere else a pid without a living
+    // process is one of the past.
+    let may_have_pid = state.is_live() || state == State::Created;
+    let oom_killed = said.oom_killed.0;
+    let reason = if oom_killed == Some(true) {
+        "OOMKilled".to_owned()
+    } else {
+        text::bounded(said.error.text())
+    };
+    let image_name = config.image.text();
+
+    Some(Container {
+        id,
+        name: name(details.name.text()),
+        kind: kind(labels.get(KUBERNETES_TYPE_LABEL)),
+        runtime: RuntimeType::Docker,
+        runtime_name: Arc::clone(runtime_name),
+        runtime_version: Arc::clone(runtime_version),
+        state,
+        image_id: text::bounded(text::bare_digest(details.image.text())),
+        image_name: text::bounded(text::bare_digest(image_name)),
+        image_digest: text::bounded(repository_digest(image_name)),
+        pid: said
+            .pid
+            .0
+            .filter(|_| may_have_pid)
+            .and_then(|pid| u32::try_from(pid).ok())
+            .filter(|pid| *pid != 0),
+        created_at_ns: text::rfc3339_ns(details.created.text()).unwrap_or(0),
+        started_at_ns,
+        finished_at_ns,
+        exit_code: said
+            .exit_code
+            .0
+            .filter(|_| has_ended && !state.is_live())
+            .and_then(|code| i32::try_from(code).ok()),
+        oom_killed,
+        restart_count: details
+            .restart_count
+            .0
+            .and_then(|count| u32::try_from(count).ok()),
+        pod: pod(&labels),
+        pid_mode: text::bounded(host.pid_mode.text()),
+        privileged: host.privileged.0,
+        reason,
+        labels: text::bounded_labels(labels.0),
+    })
+}
+
+/// One event; `None` for what is not a container's or has another action than those asked for.
+pub(super) fn event(event: &Event) -> Option<RuntimeEvent> {
+    let actor = event.actor.0.as_ref()?;
+    let id = ContainerId::parse(actor.id.text())?;
+    let what = match event.action.text() {
+        "create" => EventKind::Created,
+        "init" => EventKind::Initialized,
+        "start" => EventKind::Started,
+        "pause" => EventKind::Paused,
+        "unpause" => EventKind::Unpaused,
+        "rename" => EventKind::Renamed,
+        "die" | "died" => EventKind::Died,
+        "destroy" | "remove" => EventKind::Deleted,
+        _ => return None,
+    };
+    let attributes = actor.attributes.0.as_ref();
+    let exit_code = attributes
+        .and_then(|said| {
+            said.exit_code
+                .0
+                .as_ref()
+                .or(said.container_exit_code.0.as_ref())
+        })
+        .filter(|_| what == EventKind::Died)
+        .and_then(|code| code.parse().ok());
+    let at_ns = match (event.time_nano.0, event.time.0) {
+        (Some(ns), _) if ns > 0 => u64::try_from(ns).unwrap_or(0),
+        (_, Some(s)) => u64::try_from(s).unwrap_or(0).saturating_mul(1_000_000_000),
+        (_, None) => 0,
+    };
+    Some(RuntimeEvent {
+        id,
+        kind: kind(attributes.and_then(|said| said.kubernetes_type.0.as_deref())),
+        what,
+        at_ns,
+        exit_code,
+        facts: None,
+    })
+}
+
+/// Whether a line of the stream is an event of a container at all.
+pub(super) fn is_of_container(event: &Event) -> bool {
+    event.scope.text() == "container"
+}
+
+/// The name itself where it is `repo@sha256:…`: an inspect tells no other digest of the repository.
+fn repository_digest(image_name: &str) -> &str {
+    if image_name.contains("@sha256:") {
+        image_name
+    } else {
+        ""
+    }
+}
+
+fn name(text: &str) -> String {
+    text::bounded(text.strip_prefix('/').unwrap_or(text))
+}
+
+fn kind(kubernetes_type: Option<&str>) -> ContainerKind {
+    if kubernetes_type == Some(KUBERNETES_TYPE_SANDBOX) {
+        ContainerKind::Sandbox
+    } else {
+        ContainerKind::Container
+    }
+}
+
+fn pod(labels: &TextMap) -> Option<Pod> {
+    kubernetes::pod_of_labels(|key| labels.get(key))
+}
+
+/// Docker's words, and those of Podman that its compatible API lets through.
+fn state(word: &str) -> State {
+    match word {
+        "created" | "configured" | "initialized" => State::Created,
+        "running" | "stopping" => State::Running,
+        "paused" => State::Paused,
+        "restarting" => State::Restarting,
+        "removing" => State::Removing,
+        "exited" | "stopped" => State::Exited,
+        "dead" => State::Dead,
+        _ => State::Unknown,
+    }
+}

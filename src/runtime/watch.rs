@@ -1,0 +1,495 @@
+//! Watches one endpoint: connects, subscribes, then lists; answers the reconciler's requests; reconnects.
+//!
+//! A session goes `connect → subscribe → SourceUp → (events, lists, inspects) → SourceDown`, and starts again
+//! after a wait that grows. The stream is read at all times: what does not fit into the collector's queue is
+//! dropped, counted, and told as a [`Observation::StreamGap`] as soon as there is room.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::StreamExt as _;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::{Endpoint, EventStream, Inspection, RuntimeClient, RuntimeError};
+use crate::backoff::Backoff;
+use crate::collector::ObservationSender;
+use crate::model::message::RuntimeSource;
+use crate::model::{Container, ContainerId, ContainerKind, RuntimeEvent, SourceId, State};
+use crate::procfs::ProcessTable;
+use crate::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
+use crate::telemetry;
+
+/// Inspects that are under way at one runtime at once: never one after another, never all at once.
+const INSPECTS_MAX: usize = 8;
+/// How often a quiet connection is asked for a sign of life.
+const IDLE_CHECK: Duration = Duration::from_secs(10);
+/// How often a runtime without a stream is listed.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// The first and the longest wait before a connection is made again.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// How long a session must have lasted for the waits to start over.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
+/// How often a runtime whose stream is off is asked for it again.
+const STREAM_RETRY: Duration = Duration::from_secs(300);
+
+/// What the reconciler asks of a runtime.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Everything that is there.
+    List,
+    /// One container.
+    Inspect {
+        /// Which.
+        id: ContainerId,
+        /// What it is.
+        kind: ContainerKind,
+    },
+}
+
+/// How an endpoint stands, for the status.
+#[derive(Debug, Default)]
+pub struct EndpointFigures {
+    /// Events taken.
+    pub events: AtomicU64,
+    /// Events dropped.
+    pub dropped: AtomicU64,
+    /// When the newest came, in unix milliseconds.
+    pub last_event_ms: AtomicU64,
+    /// When it was last listed whole, in unix milliseconds.
+    pub last_resync_ms: AtomicU64,
+    /// Calls made to the runtime.
+    pub calls: AtomicU64,
+}
+
+/// A watched endpoint.
+#[derive(Debug)]
+pub struct Watched {
+    /// Where.
+    pub endpoint: Endpoint,
+    /// Requests go in here; there are never more than one list and one inspect for each container.
+    pub requests: mpsc::UnboundedSender<Request>,
+    /// Figures.
+    pub figures: Arc<EndpointFigures>,
+    /// The newest error; empty when it is up.
+    pub error: watch::Receiver<String>,
+}
+
+/// What a watch needs.
+#[derive(Clone)]
+pub struct WatchContext {
+    /// Observations go out here.
+    pub observations: ObservationSender,
+    /// Where processes are looked up.
+    pub processes: Arc<ProcessTable>,
+    /// Ends the watch.
+    pub stop: CancellationToken,
+}
+
+/// Starts to watch an endpoint; the task ends when `stop` is cancelled.
+pub fn watch(endpoint: Endpoint, context: WatchContext, tasks: &mut JoinSet<()>) -> Watched {
+    let (requests, incoming) = mpsc::unbounded_channel();
+    let (error_tx, error) = watch::channel(String::new());
+    let figures = Arc::new(EndpointFigures::default());
+    let watcher = Watcher {
+        source: endpoint.source_id(),
+        endpoint: endpoint.clone(),
+        context,
+        figures: Arc::clone(&figures),
+        error: error_tx,
+    };
+    tasks.spawn(watcher.run(incoming));
+    Watched {
+        endpoint,
+        requests,
+        figures,
+        error,
+    }
+}
+
+/// Why a session ended.
+enum SessionEnd {
+    Stopped,
+    Lost(String),
+}
+
+struct Watcher {
+    source: SourceId,
+    endpoint: Endpoint,
+    context: WatchContext,
+    figures: Arc<EndpointFigures>,
+    error: watch::Sender<String>,
+}
+
+impl Watcher {
+    async fn run(self, mut requests: mpsc::UnboundedReceiver<Request>) {
+        let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
+        loop {
+            let began = tokio::time::Instant::now();
+            match self.session(&mut requests).await {
+                SessionEnd::Stopped => return,
+                SessionEnd::Lost(error) => {
+                    if self.error.send_replace(error.clone()) == error {
+                        tracing::debug!(source = %self.source, %error, "runtime is still away");
+                    } else {
+                        tracing::warn!(source = %self.source, %error, "runtime is away");
+                    }
+                }
+            }
+            if began.elapsed() >= STABLE_AFTER {
+                backoff.reset();
+            }
+            let wait = tokio::time::sleep(backoff.next_wait());
+            tokio::pin!(wait);
+            loop {
+                tokio::select! {
+                    () = self.context.stop.cancelled() => return,
+                    () = &mut wait => break,
+                    // What was asked of a runtime that is away is lost with SourceDown, which comes before.
+                    request = requests.recv() => if request.is_none() { return },
+                }
+            }
+        }
+    }
+
+    async fn session(&self, requests: &mut mpsc::UnboundedReceiver<Request>) -> SessionEnd {
+        let stop = &self.context.stop;
+        let connected = tokio::select! {
+            () = stop.cancelled() => return SessionEnd::Stopped,
+            connected = self.connect() => connected,
+        };
+        let (client, stream) = match connected {
+            Ok(connected) => connected,
+            Err(error) => return SessionEnd::Lost(telemetry::chain(&error)),
+        };
+        let info = client.info();
+        tracing::info!(
+            source = %self.source,
+            runtime = %info.name,
+            version = %info.version,
+            stream = if stream.is_some() { "live" } else { "polling" },
+            "runtime is up"
+        );
+        self.error.send_replace(String::new());
+        let up = Observation::SourceUp {
+            source: self.source.clone(),
+            runtime: RuntimeSource {
+                runtime: self.endpoint.runtime,
+                name: Arc::clone(&info.name),
+                version: Arc::clone(&info.version),
+                endpoint: self.endpoint.uri().into(),
+            },
+            streaming: stream.is_some(),
+        };
+        if !self.context.observations.send(up).await {
+            return SessionEnd::Stopped;
+        }
+        let mut tasks = JoinSet::new();
+        let end = self.serve(&client, stream, requests, &mut tasks).await;
+        tasks.shutdown().await;
+        client.close().await;
+        let down = Observation::SourceDown {
+            source: self.source.clone(),
+        };
+        if !self.context.observations.send(down).await {
+            return SessionEnd::Stopped;
+        }
+        end
+    }
+
+    async fn connect(&self) -> Result<(Arc<dyn RuntimeClient>, Option<EventStream>), RuntimeError> {
+        let client = super::connect(&self.endpoint).await?;
+        match client.subscribe().await {
+            Ok(stream) => Ok((client, Some(stream))),
+            Err(RuntimeError::Unsupported { .. }) => Ok((client, None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn serve(
+        &self,
+        client: &Arc<dyn RuntimeClient>,
+        mut stream: Option<EventStream>,
+        requests: &mut mpsc::UnboundedReceiver<Request>,
+        tasks: &mut JoinSet<()>,
+    ) -> SessionEnd {
+        let inspects = Arc::new(Semaphore::new(INSPECTS_MAX));
+        let (failed_tx, mut failed) = mpsc::channel::<String>(1);
+        let mut idle = tokio::time::interval(IDLE_CHECK);
+        idle.reset();
+        let mut poll = tokio::time::interval(POLL_INTERVAL);
+        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let stream_retry = tokio::time::sleep(STREAM_RETRY);
+        tokio::pin!(stream_retry);
+        let is_polling = stream.is_none();
+        let mut has_gap = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.context.stop.cancelled() => return SessionEnd::Stopped,
+                event = next_event(&mut stream) => match event {
+                    Some(Ok(event)) => self.pass_on(event, &mut has_gap),
+                    Some(Err(error @ RuntimeError::Malformed { .. })) => {
+                        tracing::warn!(
+                            source = %self.source,
+                            error = telemetry::chain(&error),
+                            "an event cannot be understood; the runtime is listed instead"
+                        );
+                        self.figures.dropped.fetch_add(1, Ordering::Relaxed);
+                        has_gap = true;
+                        self.tell_gap(&mut has_gap);
+                    }
+                    Some(Err(error)) => return SessionEnd::Lost(telemetry::chain(&error)),
+                    None => return SessionEnd::Lost("the runtime ended its event stream".to_owned()),
+                },
+                Some(error) = failed.recv() => return SessionEnd::Lost(error),
+                request = requests.recv() => match request {
+                    Some(request) => self.answer(client, request, &inspects, &failed_tx, tasks),
+                    None => return SessionEnd::Stopped,
+                },
+                _ = idle.tick() => {
+                    self.check_idle(client, &failed_tx, tasks);
+                    self.tell_gap(&mut has_gap);
+                }
+                _ = poll.tick() => {
+                    self.tell_gap(&mut has_gap);
+                    if is_polling {
+                        let due = Observation::ListDue { source: self.source.clone() };
+                        // A queue that is full holds work enough; the next tick comes.
+                        let _ = self.context.observations.try_send(due);
+                    }
+                }
+                () = &mut stream_retry, if is_polling => {
+                    if client.subscribe().await.is_ok() {
+                        return SessionEnd::Lost("the runtime has an event stream now".to_owned());
+                    }
+                    stream_retry.as_mut().reset(tokio::time::Instant::now() + STREAM_RETRY);
+                }
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+            }
+        }
+    }
+
+    /// Passes an event on without ever waiting.
+    fn pass_on(&self, event: RuntimeEvent, has_gap: &mut bool) {
+        self.figures.events.fetch_add(1, Ordering::Relaxed);
+        self.figures.last_event_ms.store(now_ms(), Ordering::Relaxed);
+        tracing::debug!(source = %self.source, id = %event.id, what = ?event.what, at_ns = event.at_ns, "event");
+        let observation = Observation::Event {
+            source: self.source.clone(),
+            event,
+        };
+        if !self.context.observations.try_send(observation) {
+            if !*has_gap {
+                tracing::warn!(source = %self.source, "events are dropped: the collector is slow");
+            }
+            self.figures.dropped.fetch_add(1, Ordering::Relaxed);
+            *has_gap = true;
+        }
+    }
+
+    fn tell_gap(&self, has_gap: &mut bool) {
+        let gap = Observation::StreamGap {
+            source: self.source.clone(),
+        };
+        if *has_gap && self.context.observations.try_send(gap) {
+            *has_gap = false;
+        }
+    }
+
+    fn check_idle(
+        &self,
+        client: &Arc<dyn RuntimeClient>,
+        failed: &mpsc::Sender<String>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        self.figures.calls.fetch_add(1, Ordering::Relaxed);
+        let client = Arc::clone(client);
+        let failed = failed.clone();
+        tasks.spawn(async move {
+            if let Err(error) = client.ping().await {
+                let _ = failed.try_send(telemetry::chain(&error));
+            }
+        });
+    }
+
+    fn answer(
+        &self,
+        client: &Arc<dyn RuntimeClient>,
+        request: Request,
+        inspects: &Arc<Semaphore>,
+        failed: &mpsc::Sender<String>,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let job = Job {
+            source: self.source.clone(),
+            client: Arc::clone(client),
+            context: self.context.clone(),
+            figures: Arc::clone(&self.figures),
+        };
+        match request {
+            Request::List => {
+                let failed = failed.clone();
+                tasks.spawn(async move {
+                    if let Err(error) = job.list().await {
+                        let _ = failed.try_send(telemetry::chain(&error));
+                    }
+                });
+            }
+            Request::Inspect { id, kind } => {
+                let inspects = Arc::clone(inspects);
+                tasks.spawn(async move {
+                    let _permit = inspects.acquire().await;
+                    job.inspect(id, kind).await;
+                });
+            }
+        }
+    }
+}
+
+/// One request that is under way.
+struct Job {
+    source: SourceId,
+    client: Arc<dyn RuntimeClient>,
+    context: WatchContext,
+    figures: Arc<EndpointFigures>,
+}
+
+impl Job {
+    async fn list(self) -> Result<(), RuntimeError> {
+        let began = Observation::ListBegan {
+            source: self.source.clone(),
+        };
+        // A closed queue means that the collector ends, and this task with it.
+        let _ = self.context.observations.send(began).await;
+        self.figures.calls.fetch_add(1, Ordering::Relaxed);
+        let listed = self.client.list().await;
+        let (outcome, result) = match listed {
+            Ok(listing) if listing.skipped == 0 => {
+                self.figures.last_resync_ms.store(now_ms(), Ordering::Relaxed);
+                (ListOutcome::Complete(listing.rows), Ok(()))
+            }
+            Ok(listing) => {
+                tracing::warn!(
+                    source = %self.source,
+                    skipped = listing.skipped,
+                    "some rows of the list cannot be understood; nothing is deleted by it"
+                );
+                (ListOutcome::Partial(listing.rows), Ok(()))
+            }
+            Err(error) => (ListOutcome::Failed, Err(error)),
+        };
+        let done = Observation::ListDone {
+            source: self.source,
+            outcome,
+        };
+        let _ = self.context.observations.send(done).await;
+        result
+    }
+
+    async fn inspect(self, id: ContainerId, kind: ContainerKind) {
+        let outcome = match self.look(&id, kind).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                tracing::warn!(
+                    source = %self.source,
+                    %id,
+                    error = telemetry::chain(&error),
+                    "inspect failed; it is asked again"
+                );
+                InspectOutcome::Failed
+            }
+        };
+        let inspected = Observation::Inspected {
+            source: self.source,
+            id,
+            outcome,
+        };
+        let _ = self.context.observations.send(inspected).await;
+    }
+
+    async fn look(&self, id: &ContainerId, kind: ContainerKind) -> Result<InspectOutcome, RuntimeError> {
+        self.figures.calls.fetch_add(1, Ordering::Relaxed);
+        let container = match self.client.inspect(id, kind).await? {
+            Inspection::Found(container) => container,
+            Inspection::Gone => return Ok(InspectOutcome::Gone),
+        };
+        let Some(pid) = live_pid(&container) else {
+            return Ok(InspectOutcome::Found {
+                container,
+                process: None,
+            });
+        };
+        let reading = self.context.processes.read(pid);
+        if names_container(&reading, id) {
+            return Ok(InspectOutcome::Found {
+                container,
+                process: Some(reading),
+            });
+        }
+        self.look_again(id, kind, pid, reading).await
+    }
+
+    /// The process's cgroup does not name the container: a second inspect must agree on the pid.
+    async fn look_again(
+        &self,
+        id: &ContainerId,
+        kind: ContainerKind,
+        pid: u32,
+        reading: ProcessReading,
+    ) -> Result<InspectOutcome, RuntimeError> {
+        self.figures.calls.fetch_add(1, Ordering::Relaxed);
+        let second = self.client.inspect(id, kind).await;
+        let agreed = match &second {
+            Ok(Inspection::Found(container)) => live_pid(container) == Some(pid),
+            Ok(Inspection::Gone) | Err(_) => false,
+        };
+        let process = if agreed {
+            Some(reading)
+        } else {
+            if let ProcessReading::Alive(process) = reading
+                && let Some(fd) = process.fd
+            {
+                self.context.processes.fds().release(fd);
+            }
+            None
+        };
+        match second? {
+            Inspection::Found(container) => Ok(InspectOutcome::Found {
+                process: process.or_else(|| live_pid(&container).map(|pid| self.context.processes.read(pid))),
+                container,
+            }),
+            Inspection::Gone => Ok(InspectOutcome::Gone),
+        }
+    }
+}
+
+/// The pid, where the state says that such a process lives.
+fn live_pid(container: &Container) -> Option<u32> {
+    match container.state {
+        State::Running | State::Paused | State::Unknown => container.pid,
+        State::Created | State::Restarting | State::Removing | State::Exited | State::Dead => None,
+    }
+}
+
+fn names_container(reading: &ProcessReading, id: &ContainerId) -> bool {
+    match reading {
+        ProcessReading::Alive(process) => process.cgroup.contains(id.as_str()),
+        ProcessReading::Dead | ProcessReading::Denied => true,
+    }
+}
+
+async fn next_event(stream: &mut Option<EventStream>) -> Option<Result<RuntimeEvent, RuntimeError>> {
+    match stream {
+        Some(stream) => stream.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Unix time in milliseconds.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

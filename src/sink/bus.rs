@@ -1,0 +1,166 @@
+//! Which bus, and the sink that speaks to it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::kafka::KafkaSink;
+use super::nats::NatsSink;
+use super::stdout::StdoutSink;
+use super::{Sink, SinkError, TopicSettings};
+
+/// Longest address of a bus, in bytes.
+const BUS_URL_BYTES_MAX: usize = 4_096;
+
+/// The address of a bus: `stdout:`, `kafka://HOST:PORT[,HOST:PORT…]` or `nats://HOST:PORT[,HOST:PORT…]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BusUrl {
+    /// JSON lines on standard output.
+    Stdout,
+    /// Kafka, with the `HOST:PORT` of its bootstrap servers: one or more.
+    Kafka(Vec<String>),
+    /// NATS with JetStream, with the `HOST:PORT` of its servers: one or more.
+    Nats(Vec<String>),
+}
+
+/// What is wrong with the address of a bus.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BusUrlError {
+    /// Neither of the three kinds.
+    #[error(
+        "`{0}` is no bus: give `stdout:`, `kafka://HOST:PORT[,HOST:PORT…]` or `nats://HOST:PORT`"
+    )]
+    Scheme(String),
+    /// A server that is not `HOST:PORT`.
+    #[error("`{server}` in the bus `{url}` is no HOST:PORT with a port from 1 to 65535")]
+    Server {
+        /// The part that is wrong.
+        server: String,
+        /// The whole address.
+        url: String,
+    },
+    /// Longer than any real one.
+    #[error("the address of the bus is longer than {BUS_URL_BYTES_MAX} bytes")]
+    TooLong,
+}
+
+impl FromStr for BusUrl {
+    type Err = BusUrlError;
+
+    fn from_str(url: &str) -> Result<Self, Self::Err> {
+        if url.len() > BUS_URL_BYTES_MAX {
+            return Err(BusUrlError::TooLong);
+        }
+        if matches!(url, "stdout:" | "stdout") {
+            return Ok(Self::Stdout);
+        }
+        match url.split_once("://") {
+            Some(("kafka", rest)) => parse_servers(rest, url).map(Self::Kafka),
+            Some(("nats", rest)) => parse_servers(rest, url).map(Self::Nats),
+            Some(_) | None => Err(BusUrlError::Scheme(url.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for BusUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("stdout:"),
+            Self::Kafka(servers) => write!(f, "kafka://{}", servers.join(",")),
+            Self::Nats(servers) => write!(f, "nats://{}", servers.join(",")),
+        }
+    }
+}
+
+/// Makes the sink for a bus; nothing is connected before [`Sink::prepare`]. `client_id` is the name that the
+/// bus sees, by convention `quaymaster-<host>`.
+///
+/// # Errors
+/// [`SinkError::Misconfigured`] where the topics' settings cannot be ([`TopicSettings::check`]).
+pub fn open(
+    bus: &BusUrl,
+    topics: &TopicSettings,
+    client_id: &str,
+) -> Result<Box<dyn Sink>, SinkError> {
+    topics.check()?;
+    Ok(match bus {
+        BusUrl::Stdout => Box::new(StdoutSink::new(topics)),
+        BusUrl::Kafka(servers) => Box::new(KafkaSink::new(servers, topics, client_id)),
+        BusUrl::Nats(servers) => Box::new(NatsSink::new(servers, topics, client_id)),
+    })
+}
+
+fn parse_servers(text: &str, url: &str) -> Result<Vec<String>, BusUrlError> {
+    text.strip_suffix('/')
+        .unwrap_or(text)
+        .split(',')
+        .map(|server| {
+            if is_host_and_port(server) {
+                Ok(server.to_owned())
+            } else {
+                Err(BusUrlError::Server {
+                    server: server.to_owned(),
+                    url: url.to_owned(),
+                })
+            }
+        })
+        .collect()
+}
+
+/// A name, an IPv4 address or an IPv6 address in brackets, and a port.
+fn is_host_and_port(server: &str) -> bool {
+    let Some((host, port)) = server.rsplit_once(':') else {
+        return false;
+    };
+    let port_fits = port.bytes().all(|b| b.is_ascii_digit())
+        && port.parse::<u16>().is_ok_and(|number| number > 0);
+    let host_fits = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        }
+    };
+    port_fits && host_fits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_and_written_back() {
+        for url in [
+            "stdout:",
+            "kafka://localhost:9092",
+            "kafka://a.example:9092,10.0.0.1:19092,[::1]:9092",
+            "nats://127.0.0.1:4222",
+        ] {
+            let bus: BusUrl = url.parse().expect("a good address");
+            assert_eq!(bus.to_string(), url);
+        }
+        assert_eq!("stdout".parse(), Ok(BusUrl::Stdout));
+    }
+
+    #[test]
+    fn a_wrong_address_is_refused_by_name() {
+        for (url, piece) in [
+            ("", "is no bus"),
+            ("localhost:9092", "is no bus"),
+            ("http://localhost:9092", "is no bus"),
+            ("kafka:", "is no bus"),
+            ("kafka://", "``"),
+            ("kafka://localhost", "`localhost`"),
+            ("kafka://localhost:0", "`localhost:0`"),
+            ("kafka://localhost:+1", "`localhost:+1`"),
+            ("kafka://a:1,,b:2", "``"),
+            ("kafka://user:pass@a:1", "HOST:PORT"),
+            ("nats://a:99999", "`a:99999`"),
+            ("nats://::1:4222", "HOST:PORT"),
+        ] {
+            let error = url.parse::<BusUrl>().expect_err(url).to_string();
+            assert!(error.contains(piece), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! librdkafka's producer as we set it up, and what it tells from its own threads.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Message as _};
+use rdkafka::producer::{ProducerContext, ThreadedProducer};
+use tokio::sync::mpsc;
+
+use crate::sink::Position;
+
+/// The same kind of line of librdkafka is logged once in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Kinds of lines that are told apart, a bound on memory: librdkafka has some dozens.
+const LOG_KINDS_MAX: usize = 128;
+
+/// Most bytes in librdkafka's queue, in KiB. Beyond it the sender waits.
+const QUEUE_KIB_MAX: &str = "65536";
+
+/// Smallest batch that a producer is set to after batches were refused as too large, in bytes.
+pub(super) const BATCH_BYTES_MIN: u32 = 16 * 1024;
+
+/// Largest batch, in bytes: librdkafka's own default, below the 1 MiB that brokers take by default.
+pub(super) const BATCH_BYTES_MAX: u32 = 1_000_000;
+
+/// What librdkafka's threads tell the sender.
+#[derive(Debug)]
+pub(super) enum Notice {
+    /// A message's end, under the ticket it was sent with.
+    Delivered {
+        ticket: u64,
+        result: Result<Position, RDKafkaErrorCode>,
+    },
+    /// An error of the client as a whole.
+    Client {
+        code: Option<RDKafkaErrorCode>,
+        reason: String,
+    },
+}
+
+pub(super) type Producer = ThreadedProducer<Context>;
+
+/// The settings that every client of ours has.
+pub(super) fn base_config(servers: &[String], client_id: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", servers.join(","))
+        .set("client.id", client_id)
+        .set("allow.auto.create.topics", "false")
+        .set("socket.keepalive.enable", "true")
+        // A broker that comes back is noticed within a second or two; librdkafka would wait 10.
+        .set("reconnect.backoff.ms", "50")
+        .set("reconnect.backoff.max.ms", "1000")
+        .set("socket.timeout.ms", "10000")
+        .set("socket.connection.setup.timeout.ms", "5000")
+        .set_log_level(RDKafkaLogLevel::Info);
+    config
+}
+
+/// Makes a producer and the receiver of its notices. It connects in the background.
+///
+/// # Errors
+/// When librdkafka refuses a setting or cannot start its threads.
+pub(super) fn open_producer(
+    base: &ClientConfig,
+    batch_bytes: u32,
+) -> Result<(Producer, mpsc::UnboundedReceiver<Notice>), KafkaError> {
+    let (notices, receiver) = mpsc::unbounded_channel();
+    let mut config = base.clone();
+    config
+        .set("enable.idempotence", "true")
+        .set("enable.gapless.guarantee", "true")
+        .set("acks", "all")
+        .set("partitioner", "murmur2_random")
+        .set("message.timeout.ms", "0")
+        // Batches form by themselves while a request is on its way; an idle bus gets a message at once.
+        .set("linger.ms", "0")
+        .set("compression.type", "lz4")
+        .set("batch.size", batch_bytes.to_string())
+        .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX);
+    let producer = Producer::from_config_and_context(
+        &config,
+        Context {
+            notices: Some(notices),
+            log: LogLimit::default(),
+        },
+    )?;
+    Ok((producer, receiver))
+}
+
+/// Receives what librdkafka's threads say.
+#[derive(Default)]
+pub(super) struct Context {
+    /// Unbounded by type, bounded in fact: deliveries by the messages in flight, errors by the sender, which
+    /// takes them as they come.
+    notices: Option<mpsc::UnboundedSender<Notice>>,
+    log: LogLimit,
+}
+
+impl Context {
+    fn notify(&self, notice: Notice) {
+        if let Some(notices) = &self.notices {
+            // The sender is gone when the sink was stopped; nobody waits for this any more.
+            let _ = notices.send(notice);
+        }
+    }
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => {
+                if let Some(suppressed) = self.log.admit(facility, Instant::now()) {
+                    tracing::warn!(facility, message, suppressed, "librdkafka warns");
+                } else {
+                    tracing::debug!(facility, message, "librdkafka warns");
+                }
+            }
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
+                tracing::debug!(facility, message, "librdkafka says");
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.notify(Notice::Client {
+            code: error.rdkafka_error_code(),
+            reason: reason.to_owned(),
+        });
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let result = match result {
+            Ok(message) => Ok(Position {
+                partition: message.partition(),
+                offset: message.offset(),
+            }),
+            Err((error, _)) => Err(error
+                .rdkafka_error_code()
+                .unwrap_or(RDKafkaErrorCode::Unknown)),
+        };
+        self.notify(Notice::Delivered {
+            ticket: opaque as u64,
+            result,
+        });
+    }
+}
+
+/// Lets a line of each kind through once in [`LOG_INTERVAL`].
+#[derive(Default)]
+pub(super) struct LogLimit {
+    kinds: Mutex<BTreeMap<String, (Instant, u64)>>,
+}
+
+impl LogLimit {
+    /// How many lines of this kind were held back since the last one, if this one may pass.
+    pub(super) fn admit(&self, facility: &str, now: Instant) -> Option<u64> {
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((last, suppressed)) = kinds.get_mut(facility) {
+            if now.saturating_duration_since(*last) < LOG_INTERVAL {
+                *suppressed += 1;
+                return None;
+            }
+            let count = *suppressed;
+            (*last, *suppressed) = (now, 0);
+            return Some(count);
+        }
+        if kinds.len() >= LOG_KINDS_MAX {
+            return None;
+        }
+        kinds.insert(facility.to_owned(), (now, 0));
+        Some(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_line_passes_once_in_the_interval_and_counts_the_rest() {
+        let limit = LogLimit::default();
+        let start = Instant::now();
+        assert_eq!(limit.admit("FAIL", start), Some(0));
+        assert_eq!(limit.admit("FAIL", start), None);
+        assert_eq!(limit.admit("ERROR", start), Some(0));
+        assert_eq!(limit.admit("FAIL", start + LOG_INTERVAL), Some(1));
+    }
+}

@@ -1,0 +1,481 @@
+//! What is sent when, and what becomes of it.
+//!
+//! Invariants:
+//! - Every message that came in is in `unreported`, under a ticket that grows, until it is acknowledged or
+//!   rejected. Tickets below `cursor` are with the producer, the others wait.
+//! - After any failed delivery nothing more goes to that producer: it is closed, its late acknowledgements are
+//!   taken, and all that is unreported goes to a new one in the order of the tickets. A message can so arrive
+//!   twice, and never before an earlier one of its partition that was not rejected.
+//! - A message is rejected only when it was alone on its way. Those of a batch that was refused become
+//!   *suspects*, which are sent one at a time.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::BaseRecord;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{self, BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Producer};
+use super::errors::{Class, classify};
+use super::stamps::{Stamp, Stamps};
+use crate::backoff::Backoff;
+use crate::sink::report::{Abandoned, HealthTeller, Reporter};
+use crate::sink::{IN_FLIGHT_MAX, Outcome, Outgoing, Position, SinkError, TopicSettings};
+use crate::sink::{chain, cloudevents};
+
+/// The waits before another producer is made.
+const REBUILD_FIRST: Duration = Duration::from_millis(50);
+/// The longest of them.
+const REBUILD_LONGEST: Duration = Duration::from_secs(5);
+
+/// The wait before a full queue is tried again.
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(5);
+
+/// With messages on their way and none acknowledged for this long, the bus counts as down.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+
+/// How often that is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long closing a producer may take: librdkafka itself waits for half a second.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Notices taken at once.
+const NOTICES_MAX: usize = 1_024;
+
+/// The one sending task.
+pub(super) struct Sender {
+    base: ClientConfig,
+    topics: TopicSettings,
+    reporter: Reporter,
+    health: HealthTeller,
+    live: Option<Live>,
+    unreported: BTreeMap<u64, Pending>,
+    next_ticket: u64,
+    cursor: u64,
+    in_flight: usize,
+    alone: Option<u64>,
+    /// Why the producer must be closed.
+    broken: Option<String>,
+    /// Whether that is the bus's fault, rather than a message's.
+    bus_failed: bool,
+    full_until: Option<Instant>,
+    /// The newest status message, while an older one is unreported.
+    held_status: Option<Outgoing>,
+    stamps: Stamps,
+    batch_bytes: u32,
+    backoff: Backoff,
+    progress_at: Instant,
+    last_error: String,
+    log: LogLimit,
+}
+
+struct Live {
+    producer: Producer,
+    notices: mpsc::UnboundedReceiver<Notice>,
+}
+
+struct Pending {
+    message: Outgoing,
+    stamp: Option<Stamp>,
+    suspect: bool,
+    /// How often it was refused for its time while alone.
+    refusals: u32,
+}
+
+impl Sender {
+    pub(super) fn new(
+        base: ClientConfig,
+        topics: &TopicSettings,
+        reporter: Reporter,
+        health: HealthTeller,
+    ) -> Self {
+        Self {
+            base,
+            topics: topics.clone(),
+            reporter,
+            health,
+            live: None,
+            unreported: BTreeMap::new(),
+            // librdkafka gives the ticket back as a pointer; 0 would be a null one.
+            next_ticket: 1,
+            cursor: 1,
+            in_flight: 0,
+            alone: None,
+            broken: None,
+            bus_failed: false,
+            full_until: None,
+            held_status: None,
+            stamps: Stamps::default(),
+            batch_bytes: BATCH_BYTES_MAX,
+            backoff: Backoff::new(REBUILD_FIRST, REBUILD_LONGEST),
+            progress_at: Instant::now(),
+            last_error: String::new(),
+            log: LogLimit::default(),
+        }
+    }
+
+    /// Sends until `requests` is closed and all is reported, `stop` is cancelled, or the receiver of the
+    /// reports is gone.
+    pub(super) async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Outgoing>,
+        stop: CancellationToken,
+    ) -> Result<(), SinkError> {
+        let mut open = true;
+        let mut intake = Vec::new();
+        let mut notices = Vec::new();
+        loop {
+            if let Some(reason) = self.broken.take() {
+                self.rebuild(&reason, &stop).await;
+            }
+            if stop.is_cancelled() {
+                break;
+            }
+            self.ensure_producer();
+            self.pump();
+            if let Err(Abandoned) = self.reporter.offer() {
+                break;
+            }
+            if !open && self.unreported.is_empty() && self.reporter.waiting() == 0 {
+                break;
+            }
+            if self.broken.is_some() {
+                continue;
+            }
+            let room =
+                IN_FLIGHT_MAX.saturating_sub(self.unreported.len() + self.reporter.waiting());
+            let wake_at = self.full_until.unwrap_or_else(|| Instant::now() + TICK);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                _ = next_notices(&mut self.live, &mut notices) => {}
+                handed = self.reporter.hand_over_one() => if let Err(Abandoned) = handed {
+                    break;
+                },
+                count = requests.recv_many(&mut intake, room), if open && room > 0 => {
+                    open = count > 0;
+                }
+                () = tokio::time::sleep_until(wake_at), if !self.unreported.is_empty() => {
+                    self.full_until = None;
+                    self.look_if_stuck();
+                }
+            }
+            for notice in notices.drain(..) {
+                self.handle_notice(notice);
+            }
+            for message in intake.drain(..) {
+                self.take_in(message);
+            }
+        }
+        if let Some(live) = self.live.take() {
+            // Nobody waits for it: the program may be ending.
+            drop(discard(live.producer));
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, message: Outgoing) {
+        if message.row == 0 && self.unreported.values().any(|other| other.message.row == 0) {
+            self.held_status = Some(message);
+            return;
+        }
+        if self.unreported.is_empty() {
+            self.progress_at = Instant::now();
+        }
+        let pending = Pending {
+            message,
+            stamp: None,
+            suspect: false,
+            refusals: 0,
+        };
+        self.unreported.insert(self.next_ticket, pending);
+        self.next_ticket += 1;
+    }
+
+    /// Hands to the producer what it may have now.
+    fn pump(&mut self) {
+        let now_ms = unix_now_ms();
+        while self.broken.is_none()
+            && self.alone.is_none()
+            && self.full_until.is_none()
+            && self.send_next(now_ms)
+        {}
+    }
+
+    /// Hands over the next message; `false` where there is none, or it has to wait for others.
+    fn send_next(&mut self, now_ms: i64) -> bool {
+        let Some(live) = &self.live else { return false };
+        let Some((&ticket, pending)) = self.unreported.range_mut(self.cursor..).next() else {
+            return false;
+        };
+        let stamp = self
+            .stamps
+            .next(pending.message.time_ms, pending.refusals, now_ms);
+        let alone = pending.suspect || stamp.alone;
+        if alone && self.in_flight > 0 {
+            return false;
+        }
+        pending.stamp = Some(stamp);
+        let topic = self.topics.topic_name(pending.message.topic);
+        match send(&live.producer, &topic, ticket, &pending.message, stamp) {
+            Ok(()) => {
+                self.cursor = ticket + 1;
+                self.in_flight += 1;
+                if alone {
+                    self.alone = Some(ticket);
+                }
+            }
+            Err(code) => match classify(code) {
+                Class::Wait => self.full_until = Some(Instant::now() + QUEUE_FULL_WAIT),
+                Class::Rejected => {
+                    // librdkafka says so of this message itself: it was in no batch yet.
+                    self.cursor = ticket + 1;
+                    self.end(ticket, rejection(code));
+                }
+                Class::Retry | Class::RetryAndWarn | Class::Timestamp | Class::Fatal => {
+                    self.note_failure(code);
+                }
+            },
+        }
+        true
+    }
+
+    fn handle_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Delivered { ticket, result } => {
+                self.in_flight = self.in_flight.saturating_sub(1);
+                let was_alone = self.alone.take_if(|alone| *alone == ticket).is_some();
+                match result {
+                    Ok(position) => self.delivered(ticket, position),
+                    Err(code) => self.failed(ticket, code, was_alone),
+                }
+            }
+            Notice::Client { code, reason } => {
+                self.last_error = reason;
+                if code == Some(Code::AllBrokersDown) {
+                    self.health.down(&self.last_error);
+                } else if code == Some(Code::Fatal) {
+                    self.broken.get_or_insert_with(|| self.last_error.clone());
+                }
+            }
+        }
+    }
+
+    fn delivered(&mut self, ticket: u64, position: Position) {
+        if let Some(Pending {
+            stamp: Some(stamp), ..
+        }) = self.unreported.get(&ticket)
+        {
+            self.stamps.taken(*stamp);
+        }
+        self.health.up();
+        self.last_error.clear();
+        self.end(ticket, Outcome::Acked(position));
+    }
+
+    fn failed(&mut self, ticket: u64, code: Code, was_alone: bool) {
+        let Some(pending) = self.unreported.get_mut(&ticket) else {
+            return;
+        };
+        match classify(code) {
+            Class::Rejected if was_alone => {
+                self.batch_bytes = BATCH_BYTES_MAX;
+                self.end(ticket, rejection(code));
+            }
+            Class::Rejected => {
+                pending.suspect = true;
+                if code == Code::MessageSizeTooLarge && self.broken.is_none() {
+                    // Perhaps only the batch was too large: the topic may take less than a broker's default.
+                    self.batch_bytes = (self.batch_bytes / 2).max(BATCH_BYTES_MIN);
+                }
+            }
+            Class::Timestamp => {
+                pending.suspect = true;
+                if let (true, Some(stamp)) = (was_alone, pending.stamp) {
+                    pending.refusals = pending.refusals.saturating_add(1);
+                    self.stamps.refused(stamp, unix_now_ms());
+                    self.backoff.reset();
+                    if self.log.admit("stamp", std::time::Instant::now()).is_some() {
+                        tracing::warn!(
+                            refused_ms = stamp.time_ms,
+                            "the broker refuses a timestamp, trying another one: compare the clocks"
+                        );
+                    }
+                }
+            }
+            Class::Wait | Class::Retry | Class::RetryAndWarn | Class::Fatal => {}
+        }
+        self.note_failure(code);
+    }
+
+    /// Has the producer closed, and says why once in a while.
+    fn note_failure(&mut self, code: Code) {
+        let class = classify(code);
+        if class == Class::RetryAndWarn
+            && self
+                .log
+                .admit("person", std::time::Instant::now())
+                .is_some()
+        {
+            tracing::warn!(error = %code, "kafka refuses messages, which are tried again");
+        }
+        // What was merely swept out along with the culprit tells nothing.
+        let telling = !matches!(
+            code,
+            Code::PurgeQueue | Code::PurgeInflight | Code::Fatal | Code::GaplessGuarantee
+        );
+        if self.broken.is_none() || telling {
+            self.broken = Some(code.to_string());
+        }
+        // A message that is refused for what it is leaves a bus that is well.
+        self.bus_failed |= telling && !matches!(class, Class::Rejected | Class::Timestamp);
+    }
+
+    /// A message has reached its end.
+    fn end(&mut self, ticket: u64, outcome: Outcome) {
+        let Some(pending) = self.unreported.remove(&ticket) else {
+            return;
+        };
+        if let Outcome::Rejected(reason) = &outcome {
+            tracing::debug!(row = pending.message.row, reason, "kafka rejects a message");
+        }
+        self.progress_at = Instant::now();
+        self.backoff.reset();
+        self.reporter.push(pending.message.row, outcome);
+        if pending.message.row == 0
+            && let Some(newer) = self.held_status.take()
+        {
+            self.take_in(newer);
+        }
+    }
+
+    fn look_if_stuck(&self) {
+        if self.in_flight > 0 && self.progress_at.elapsed() >= STUCK_AFTER {
+            if self.last_error.is_empty() {
+                self.health.down("kafka acknowledges nothing");
+            } else {
+                self.health.down(&self.last_error);
+            }
+        }
+    }
+
+    /// Makes a producer where there is none.
+    fn ensure_producer(&mut self) {
+        if self.live.is_some() {
+            return;
+        }
+        match client::open_producer(&self.base, self.batch_bytes) {
+            Ok((producer, notices)) => self.live = Some(Live { producer, notices }),
+            Err(error) => {
+                self.broken = Some(format!("failed to start a producer: {}", chain(&error)));
+                self.bus_failed = true;
+            }
+        }
+    }
+
+    /// Closes the producer, takes its late acknowledgements, and waits before the next one.
+    async fn rebuild(&mut self, reason: &str, stop: &CancellationToken) {
+        tracing::debug!(reason, "the producer is made anew");
+        if let Some(mut live) = self.live.take() {
+            let closed = discard(live.producer);
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = tokio::time::timeout(CLOSE_TIMEOUT, closed) => {}
+            }
+            while let Ok(notice) = live.notices.try_recv() {
+                self.handle_notice(notice);
+            }
+        }
+        // Failures that came with the closing belong to the old producer.
+        self.broken = None;
+        self.alone = None;
+        self.full_until = None;
+        self.in_flight = 0;
+        self.cursor = self
+            .unreported
+            .first_key_value()
+            .map_or(self.next_ticket, |(ticket, _)| *ticket);
+        if std::mem::take(&mut self.bus_failed) {
+            self.health.down(reason);
+        }
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(self.backoff.next_wait()) => {}
+        }
+    }
+}
+
+/// Waits for notices of the producer; pending for ever without one.
+async fn next_notices(live: &mut Option<Live>, notices: &mut Vec<Notice>) -> usize {
+    match live {
+        Some(live) => live.notices.recv_many(notices, NOTICES_MAX).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Gives a message to librdkafka.
+fn send(
+    producer: &Producer,
+    topic: &str,
+    ticket: u64,
+    message: &Outgoing,
+    stamp: Stamp,
+) -> Result<(), Code> {
+    let headers = cloudevents::headers(message, '_').iter().fold(
+        OwnedHeaders::new_with_capacity(6),
+        |headers, (key, value)| {
+            headers.insert(Header {
+                key,
+                value: Some(value),
+            })
+        },
+    );
+    let key = message.key();
+    let mut record = BaseRecord::<str, [u8], usize>::with_opaque_to(topic, ticket as usize)
+        .key(key.as_str())
+        .timestamp(stamp.time_ms)
+        .headers(headers);
+    if let Some(value) = message.value.as_deref() {
+        record = record.payload(value);
+    }
+    producer
+        .send(record)
+        .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(Code::Unknown))
+}
+
+/// Drops a producer on a thread of its own (librdkafka's threads are joined there), and tells the end of it.
+fn discard(producer: Producer) -> oneshot::Receiver<()> {
+    let (done, closed) = oneshot::channel();
+    let spawned = thread::Builder::new()
+        .name("sink-kafka-end".to_owned())
+        .spawn(move || {
+            drop(producer);
+            let _ = done.send(());
+        });
+    if let Err(error) = spawned {
+        // The closure was dropped here, and the producer with it.
+        tracing::warn!(error = %error, "failed to start a thread to close a producer");
+    }
+    closed
+}
+
+fn rejection(code: Code) -> Outcome {
+    Outcome::Rejected(format!("kafka refuses it: {code}"))
+}
+
+fn unix_now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+        })
+}

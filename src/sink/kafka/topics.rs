@@ -1,0 +1,416 @@
+//! Kafka's topics: created, checked, listed. Settings and reasons: design §3.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::types::RDKafkaRespErr;
+use tokio::time::Instant;
+
+use super::client::{self, Context};
+use crate::model::Topic;
+use crate::sink::{ManageTopics, RETENTION, SinkError, TopicSettings};
+
+/// Time for one request to the cluster, the first connection included.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for a new topic to have its leaders.
+const LEADERS_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The wait between two looks at that.
+const LEADERS_WAIT: Duration = Duration::from_millis(50);
+
+/// The settings that are read back for a list.
+const SHOWN: [&str; 6] = [
+    "cleanup.policy",
+    "retention.ms",
+    "segment.ms",
+    "max.compaction.lag.ms",
+    "min.cleanable.dirty.ratio",
+    "delete.retention.ms",
+];
+
+/// A topic as the cluster has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: String,
+    /// How many partitions; 0 where it does not exist.
+    pub partitions: usize,
+    /// Replicas of the first partition.
+    pub replicas: usize,
+    /// `cleanup.policy` and the like.
+    pub settings: BTreeMap<String, String>,
+    /// Records between the first and the last offset of all partitions; compaction leaves holes in it.
+    pub messages: i64,
+}
+
+/// The cluster's administration.
+pub struct Admin {
+    client: Arc<AdminClient<Context>>,
+    servers: String,
+}
+
+/// What metadata says of a topic.
+struct Seen {
+    partitions: Vec<i32>,
+    replicas: usize,
+    has_leaders: bool,
+}
+
+impl Admin {
+    /// A client for the cluster behind `servers`; it connects in the background.
+    ///
+    /// # Errors
+    /// [`SinkError::Unavailable`] where librdkafka cannot start.
+    pub fn new(servers: &[String], client_id: &str) -> Result<Self, SinkError> {
+        let config = client::base_config(servers, client_id);
+        let client = AdminClient::from_config_and_context(&config, Context::default())
+            .map_err(|source| unavailable("failed to start a kafka client".to_owned(), source))?;
+        Ok(Self {
+            client: Arc::new(client),
+            servers: servers.join(","),
+        })
+    }
+
+    /// Creates and checks, only checks, or only connects, as the settings say.
+    ///
+    /// # Errors
+    /// [`SinkError::Misconfigured`] names the topic, what it has, what is needed, and the setting;
+    /// [`SinkError::Unavailable`] where the cluster does not answer within some seconds.
+    pub async fn prepare(&self, settings: &TopicSettings) -> Result<(), SinkError> {
+        settings.check()?;
+        match settings.manage {
+            ManageTopics::Create => {
+                self.create(settings).await?;
+                self.verify(settings).await
+            }
+            ManageTopics::Verify => self.verify(settings).await,
+            ManageTopics::Off => {
+                let name = settings.topic_name(Topic::Deltas);
+                self.look_up(&name).await.map(drop)
+            }
+        }
+    }
+
+    /// Creates what is missing, waits until it has leaders, and returns the names of what it created.
+    /// What exists is not touched, so that no right to create is needed where all is there.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub async fn create(&self, settings: &TopicSettings) -> Result<Vec<String>, SinkError> {
+        let mut missing = Vec::new();
+        for topic in Topic::ALL {
+            let name = settings.topic_name(topic);
+            if self.look_up(&name).await?.is_none() {
+                missing.push((topic, name));
+            }
+        }
+        if missing.is_empty() {
+            return Ok(Vec::new());
+        }
+        let wanted: Vec<_> = missing
+            .iter()
+            .map(|(topic, name)| (name.as_str(), topic_config(*topic)))
+            .collect();
+        let new_topics: Vec<_> = wanted
+            .iter()
+            .map(|(name, config)| {
+                let replication = TopicReplication::Fixed(settings.replication);
+                let topic = NewTopic::new(name, settings.partitions, replication);
+                config
+                    .iter()
+                    .fold(topic, |topic, (key, value)| topic.set(key, value))
+            })
+            .collect();
+        let results = self
+            .client
+            .create_topics(&new_topics, &admin_options())
+            .await
+            .map_err(|source| {
+                unavailable(
+                    format!("failed to create topics on {}", self.servers),
+                    source,
+                )
+            })?;
+        for result in results {
+            if let Err((name, code)) = result
+                && code != Code::TopicAlreadyExists
+            {
+                return Err(creation_error(&name, code, settings));
+            }
+        }
+        self.await_leaders(&missing).await?;
+        Ok(missing.into_iter().map(|(_, name)| name).collect())
+    }
+
+    /// Checks that each topic exists and has the cleanup policy that its readers rely on.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub async fn verify(&self, settings: &TopicSettings) -> Result<(), SinkError> {
+        for topic in Topic::ALL {
+            let name = settings.topic_name(topic);
+            let Some(seen) = self.look_up(&name).await? else {
+                return Err(SinkError::Misconfigured {
+                    message: format!(
+                        "topic `{name}` is not there: create it, set topics.manage = \"create\", or \
+                         choose another topics.prefix"
+                    ),
+                });
+            };
+            if seen.partitions.is_empty() {
+                return Err(SinkError::Misconfigured {
+                    message: format!("topic `{name}` has no partitions"),
+                });
+            }
+            let config = self.describe(&name).await?;
+            let found = config.get("cleanup.policy").map_or("", String::as_str);
+            let wanted = cleanup_policy(topic);
+            if policy_words(found) != policy_words(wanted) {
+                return Err(SinkError::Misconfigured {
+                    message: format!(
+                        "topic `{name}` has cleanup.policy `{found}`, and `{wanted}` is needed: \
+                         alter the topic, choose another topics.prefix, or set \
+                         topics.manage = \"off\" to go without this check"
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the four topics as they are.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub async fn list(&self, settings: &TopicSettings) -> Result<Vec<TopicInfo>, SinkError> {
+        let mut infos = Vec::new();
+        for topic in Topic::ALL {
+            let name = settings.topic_name(topic);
+            let mut info = TopicInfo {
+                name: name.clone(),
+                partitions: 0,
+                replicas: 0,
+                settings: BTreeMap::new(),
+                messages: 0,
+            };
+            if let Some(seen) = self.look_up(&name).await? {
+                info.partitions = seen.partitions.len();
+                info.replicas = seen.replicas;
+                info.settings = self.describe(&name).await?;
+                info.messages = self.count_messages(&name, seen.partitions).await?;
+            }
+            infos.push(info);
+        }
+        Ok(infos)
+    }
+
+    /// What the cluster says of a topic; `None` where it does not exist.
+    async fn look_up(&self, name: &str) -> Result<Option<Seen>, SinkError> {
+        let tried = format!("failed to ask {} for the topic `{name}`", self.servers);
+        let (client, topic) = (Arc::clone(&self.client), name.to_owned());
+        let metadata = self
+            .blocking(&tried, move || {
+                client.inner().fetch_metadata(Some(&topic), REQUEST_TIMEOUT)
+            })
+            .await?;
+        let Some(found) = metadata.topics().iter().find(|topic| topic.name() == name) else {
+            return Ok(None);
+        };
+        match found.error() {
+            None | Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE) => {}
+            Some(
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+                | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+            ) => return Ok(None),
+            Some(error) => return Err(access_error(name, "describe", error.into())),
+        }
+        let partitions = found.partitions();
+        Ok(Some(Seen {
+            partitions: partitions.iter().map(|one| one.id()).collect(),
+            replicas: partitions.first().map_or(0, |one| one.replicas().len()),
+            has_leaders: !partitions.is_empty() && partitions.iter().all(|one| one.leader() >= 0),
+        }))
+    }
+
+    /// The settings of a topic, those of [`SHOWN`].
+    async fn describe(&self, name: &str) -> Result<BTreeMap<String, String>, SinkError> {
+        let results = self
+            .client
+            .describe_configs(&[ResourceSpecifier::Topic(name)], &admin_options())
+            .await
+            .map_err(|source| {
+                let tried = format!("failed to read the settings of the topic `{name}`");
+                unavailable(tried, source)
+            })?;
+        let mut settings = BTreeMap::new();
+        for result in results {
+            let resource =
+                result.map_err(|code| access_error(name, "read the settings of", code))?;
+            for entry in resource.entries {
+                if SHOWN.contains(&entry.name.as_str())
+                    && let Some(value) = entry.value
+                {
+                    settings.insert(entry.name, value);
+                }
+            }
+        }
+        Ok(settings)
+    }
+
+    async fn count_messages(&self, name: &str, partitions: Vec<i32>) -> Result<i64, SinkError> {
+        let tried = format!("failed to ask for the offsets of the topic `{name}`");
+        let (client, topic) = (Arc::clone(&self.client), name.to_owned());
+        self.blocking(&tried, move || {
+            partitions.into_iter().try_fold(0, |sum, partition| {
+                let (low, high) =
+                    client
+                        .inner()
+                        .fetch_watermarks(&topic, partition, REQUEST_TIMEOUT)?;
+                Ok(sum + (high - low).max(0))
+            })
+        })
+        .await
+    }
+
+    async fn await_leaders(&self, topics: &[(Topic, String)]) -> Result<(), SinkError> {
+        let deadline = Instant::now() + LEADERS_TIMEOUT;
+        for (_, name) in topics {
+            while !self
+                .look_up(name)
+                .await?
+                .is_some_and(|seen| seen.has_leaders)
+            {
+                if Instant::now() >= deadline {
+                    return Err(SinkError::Unavailable {
+                        message: format!("the new topic `{name}` has no leaders yet"),
+                        source: None,
+                    });
+                }
+                tokio::time::sleep(LEADERS_WAIT).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a call of librdkafka that blocks, for [`REQUEST_TIMEOUT`] at most.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        tried: &str,
+        call: impl FnOnce() -> Result<T, KafkaError> + Send + 'static,
+    ) -> Result<T, SinkError> {
+        match tokio::task::spawn_blocking(call).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(source)) => Err(unavailable(tried.to_owned(), source)),
+            Err(source) => Err(SinkError::Unavailable {
+                message: tried.to_owned(),
+                source: Some(Box::new(source)),
+            }),
+        }
+    }
+}
+
+/// The cleanup policy of a topic.
+fn cleanup_policy(topic: Topic) -> &'static str {
+    match topic {
+        Topic::Deltas => "delete",
+        Topic::Records | Topic::Pns | Topic::Status => "compact,delete",
+    }
+}
+
+/// The settings with which a topic is created.
+fn topic_config(topic: Topic) -> Vec<(&'static str, String)> {
+    let mut config = vec![
+        ("cleanup.policy", cleanup_policy(topic).to_owned()),
+        ("retention.ms", RETENTION.as_millis().to_string()),
+    ];
+    match topic {
+        Topic::Deltas => {}
+        Topic::Records | Topic::Pns | Topic::Status => config.extend([
+            ("segment.ms", "3600000".to_owned()),
+            ("max.compaction.lag.ms", "3600000".to_owned()),
+            ("min.cleanable.dirty.ratio", "0.2".to_owned()),
+            ("delete.retention.ms", "86400000".to_owned()),
+        ]),
+    }
+    config
+}
+
+/// The words of a cleanup policy: their order means nothing.
+fn policy_words(policy: &str) -> Vec<&str> {
+    let mut words: Vec<_> = policy
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+        .collect();
+    words.sort_unstable();
+    words
+}
+
+fn admin_options() -> AdminOptions {
+    AdminOptions::new()
+        .request_timeout(Some(REQUEST_TIMEOUT))
+        .operation_timeout(Some(REQUEST_TIMEOUT))
+}
+
+/// Why a topic was not created. A cluster that is still gathering its brokers has too few for a replication
+/// factor, so that one is tried again.
+fn creation_error(name: &str, code: Code, settings: &TopicSettings) -> SinkError {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the codes are librdkafka's and not exhaustive"
+    )]
+    match code {
+        Code::TopicAuthorizationFailed
+        | Code::ClusterAuthorizationFailed
+        | Code::PolicyViolation
+        | Code::InvalidPartitions
+        | Code::InvalidConfig
+        | Code::InvalidTopic => SinkError::Misconfigured {
+            message: format!(
+                "the cluster refuses to create the topic `{name}` with topics.partitions = {} and \
+                 topics.replication = {} ({code}): alter these, grant the right to create, or \
+                 create it by hand and set topics.manage = \"verify\"",
+                settings.partitions, settings.replication
+            ),
+        },
+        _ => SinkError::Unavailable {
+            message: format!(
+                "failed to create the topic `{name}` with topics.replication = {}",
+                settings.replication
+            ),
+            source: Some(Box::new(code)),
+        },
+    }
+}
+
+/// Why a topic could not be looked at.
+fn access_error(name: &str, tried: &str, code: Code) -> SinkError {
+    if matches!(
+        code,
+        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed | Code::InvalidTopic
+    ) {
+        SinkError::Misconfigured {
+            message: format!(
+                "the cluster refuses to {tried} the topic `{name}` ({code}): grant the right, or set \
+                 topics.manage = \"off\""
+            ),
+        }
+    } else {
+        SinkError::Unavailable {
+            message: format!("failed to {tried} the topic `{name}`"),
+            source: Some(Box::new(code)),
+        }
+    }
+}
+
+fn unavailable(message: String, source: KafkaError) -> SinkError {
+    SinkError::Unavailable {
+        message,
+        source: Some(Box::new(source)),
+    }
+}

@@ -1,0 +1,244 @@
+//! The ends of the flow: stdout, Kafka and NATS behind one trait.
+//!
+//! A sink takes messages in the outbox's order and reports each exactly once per life of the sink: acknowledged
+//! by the bus, or rejected for what the message is. It retries for as long as it takes; no retry gives up on
+//! time. What was handed over and not reported when the process dies is handed over again by the next one.
+
+mod bus;
+mod cloudevents;
+pub mod kafka;
+pub mod nats;
+pub mod publisher;
+mod report;
+pub mod stdout;
+
+pub use bus::{BusUrl, BusUrlError, open};
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::model::Topic;
+
+/// Most messages that a sink holds unreported, a bound on memory and on what a crash sends twice.
+pub const IN_FLIGHT_MAX: usize = 4_096;
+
+/// Longest first word of the topics' names, in bytes. Kafka takes names of up to 249, NATS's file storage
+/// makes a folder of up to 255 from a stream's name.
+pub const TOPIC_PREFIX_BYTES_MAX: usize = 200;
+
+/// How long messages stay on the bus: deltas, and as a backstop (design §3) the compacted topics.
+pub const RETENTION: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3_600);
+
+/// One message on its way out. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Its row in the outbox, which orders it and names it in the report. 0 for status messages, which are
+    /// not stored and not reported.
+    pub row: u64,
+    /// Which stream.
+    pub topic: Topic,
+    /// The host, first part of every key.
+    pub host_id: Arc<str>,
+    /// What follows the host in the key: container id, namespace number, or empty.
+    pub item: Arc<str>,
+    /// The delta's op, last token of its NATS subject; empty for state messages.
+    pub op: Arc<str>,
+    /// The JSON text; `None` is a tombstone.
+    pub value: Option<Arc<[u8]>>,
+    /// CloudEvents `id`: `host_id:epoch:seq` of a delta, `host_id:epoch:r<row>` of a state message.
+    pub ce_id: Arc<str>,
+    /// CloudEvents `type`.
+    pub ce_type: &'static str,
+    /// CloudEvents `source`.
+    pub ce_source: Arc<str>,
+    /// CloudEvents `time`, and the Kafka timestamp, in unix milliseconds.
+    pub time_ms: i64,
+}
+
+impl Outgoing {
+    /// The Kafka key: `host_id`, or `host_id/item`.
+    pub fn key(&self) -> String {
+        if self.item.is_empty() {
+            self.host_id.to_string()
+        } else {
+            format!("{}/{}", self.host_id, self.item)
+        }
+    }
+}
+
+/// Writes an error and all its sources on one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some libraries repeat their source's text in their own.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Where the bus put a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Kafka's partition; 0 elsewhere.
+    pub partition: i32,
+    /// Kafka's offset, NATS's stream sequence, stdout's line.
+    pub offset: i64,
+}
+
+/// What became of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The bus has it.
+    Acked(Position),
+    /// The bus refuses it for what it is: too large, invalid.
+    Rejected(String),
+}
+
+/// One message's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Its row.
+    pub row: u64,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// Whether the bus takes messages, for status, readiness and logs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkHealth {
+    /// The newest attempt went through.
+    pub up: bool,
+    /// The newest error, its whole chain; empty when up.
+    pub error: String,
+}
+
+/// How topics, streams and buckets are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManageTopics {
+    /// Create what is missing, check what is there.
+    Create,
+    /// Check, and fail where one is missing or otherwise than needed.
+    Verify,
+    /// Leave them alone.
+    Off,
+}
+
+/// The topics as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// The first word of every name.
+    pub prefix: String,
+    /// Kafka partitions of each topic.
+    pub partitions: i32,
+    /// Kafka replication factor; `-1` for the broker's default. NATS replicas: at least 1.
+    pub replication: i32,
+    /// Who makes them.
+    pub manage: ManageTopics,
+}
+
+impl TopicSettings {
+    /// The name of a topic on Kafka, and the start of its subjects on NATS: `<prefix>.<word>`.
+    pub fn topic_name(&self, topic: Topic) -> String {
+        format!("{}.{}", self.prefix, topic.as_str())
+    }
+
+    /// Checks what no bus takes: a prefix with other characters than `[-._A-Za-z0-9]`, with an empty word
+    /// between dots, or longer than [`TOPIC_PREFIX_BYTES_MAX`]; no partitions; a replication factor of 0.
+    ///
+    /// # Errors
+    /// [`SinkError::Misconfigured`] names the setting.
+    pub fn check(&self) -> Result<(), SinkError> {
+        let wrong = |message: String| Err(SinkError::Misconfigured { message });
+        let prefix = &self.prefix;
+        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if prefix.is_empty() || prefix.len() > TOPIC_PREFIX_BYTES_MAX || !prefix.bytes().all(legal)
+        {
+            return wrong(format!(
+                "topics.prefix `{prefix}` must be 1 to {TOPIC_PREFIX_BYTES_MAX} characters of \
+                 letters, digits, `-`, `_` and `.`"
+            ));
+        }
+        if prefix.split('.').any(str::is_empty) {
+            return wrong(format!(
+                "topics.prefix `{prefix}` must not begin or end with `.`, nor have two in a row"
+            ));
+        }
+        if self.partitions < 1 {
+            return wrong(format!(
+                "topics.partitions must be at least 1, not {}",
+                self.partitions
+            ));
+        }
+        if self.replication != -1 && !(1..=i32::from(i16::MAX)).contains(&self.replication) {
+            return wrong(format!(
+                "topics.replication must be -1 (the broker's default) or at least 1, not {}",
+                self.replication
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Default for TopicSettings {
+    fn default() -> Self {
+        Self {
+            prefix: "quaymaster".to_owned(),
+            partitions: 12,
+            replication: -1,
+            manage: ManageTopics::Create,
+        }
+    }
+}
+
+/// What a sink could not do. `Display` leaves the source out.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// A setting is wrong, or the bus has a topic that contradicts it: a person has to act.
+    #[error("{message}")]
+    Misconfigured {
+        /// What, on which topic, and which setting.
+        message: String,
+    },
+    /// The bus cannot be reached or cannot answer now.
+    #[error("{message}")]
+    Unavailable {
+        /// What was tried and where.
+        message: String,
+        /// Why.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+/// One bus.
+#[async_trait]
+pub trait Sink: Send + 'static {
+    /// Connects, and creates or checks the topics.
+    ///
+    /// # Errors
+    /// [`SinkError::Misconfigured`] ends the program; [`SinkError::Unavailable`] is tried again by the caller.
+    /// It may be dropped midway.
+    async fn prepare(&mut self) -> Result<(), SinkError>;
+
+    /// Sends what comes in, in order, and reports each, until `requests` is closed and all is reported, or
+    /// `stop` is cancelled. Retries by itself.
+    ///
+    /// # Errors
+    /// Only for what no retry can heal: stdout was closed.
+    async fn run(
+        self: Box<Self>,
+        requests: mpsc::Receiver<Outgoing>,
+        reports: mpsc::Sender<Report>,
+        health: watch::Sender<SinkHealth>,
+        stop: CancellationToken,
+    ) -> Result<(), SinkError>;
+}

@@ -1,0 +1,189 @@
+//! The formats of what is published: the only place that knows them.
+//!
+//! A [`Message`] goes in, an [`Outgoing`] with its JSON text comes out. `schema_version` stands in every value;
+//! changes are additive.
+
+pub mod json;
+mod status;
+
+use std::sync::Arc;
+
+pub use status::{OutboxStatus, ResyncStatus, RuntimeStatus, Status};
+
+use crate::model::Topic;
+use crate::model::message::{Message, Op};
+use crate::sink::Outgoing;
+
+/// The version of every value's schema.
+pub const SCHEMA_VERSION: u32 = 1;
+/// Elkeid's data type of a container's record.
+pub const RECORD_DATA_TYPE: u32 = 5056;
+/// A reader ignores a state message after so many of its refreshes have been missed.
+const EXPIRY_REFRESHES: u64 = 3;
+
+/// Who publishes.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The host's id, first part of every key.
+    pub host_id: Arc<str>,
+    /// The host's name.
+    pub host_name: Arc<str>,
+    /// The boot.
+    pub boot_id: Arc<str>,
+    /// The epoch.
+    pub epoch: Arc<str>,
+}
+
+/// How often unchanged state is put again, from which its expiry follows.
+#[derive(Clone, Copy, Debug)]
+pub struct Refresh {
+    /// Records, in milliseconds.
+    pub records_ms: u64,
+    /// Mappings, in milliseconds.
+    pub pns_ms: u64,
+    /// The status, in milliseconds.
+    pub status_ms: u64,
+}
+
+/// Renders messages for one host and one epoch.
+#[derive(Clone, Debug)]
+pub struct Renderer {
+    host: Host,
+    refresh: Refresh,
+    ce_source: Arc<str>,
+    no_text: Arc<str>,
+}
+
+impl Renderer {
+    /// A renderer for one host and one epoch.
+    pub fn new(host: Host, refresh: Refresh) -> Self {
+        let ce_source = format!("/quaymaster/{}", host.host_id).into();
+        Self {
+            host,
+            refresh,
+            ce_source,
+            no_text: "".into(),
+        }
+    }
+
+    /// The host that is spoken of.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Renders one message. `row` is the outbox row that it will have; `now_ms` is unix time.
+    pub fn render(&self, message: &Message, row: u64, now_ms: u64) -> Outgoing {
+        match message {
+            Message::Delta(delta) => Outgoing {
+                row,
+                topic: Topic::Deltas,
+                host_id: Arc::clone(&self.host.host_id),
+                item: Arc::clone(&self.no_text),
+                op: delta.op.as_str().into(),
+                value: Some(json::delta(&self.host, delta)),
+                ce_id: self.delta_id(delta.seq),
+                ce_type: "io.quaymaster.delta.v1",
+                ce_source: Arc::clone(&self.ce_source),
+                time_ms: signed(delta.ts_ms),
+            },
+            Message::Record {
+                id,
+                fields,
+                package_seq,
+                seq,
+            } => {
+                let expires_at_ms = now_ms + EXPIRY_REFRESHES * self.refresh.records_ms;
+                let value = json::record(&self.host, fields, *package_seq, *seq, now_ms, expires_at_ms);
+                self.state(Topic::Records, id.as_str().into(), Some(value), row, now_ms)
+            }
+            Message::RecordTombstone { id } => {
+                self.state(Topic::Records, id.as_str().into(), None, row, now_ms)
+            }
+            Message::Mapping { mapping, refresh } => {
+                let expires_at_ms = now_ms + EXPIRY_REFRESHES * self.refresh.pns_ms;
+                let item = mapping.pns_inode.to_string().into();
+                let value = json::mapping(&self.host, mapping, expires_at_ms);
+                let is_first = !refresh && mapping.valid_to_ms.is_none();
+                let time_ms = if is_first { mapping.valid_from_ms } else { now_ms };
+                self.state(Topic::Pns, item, Some(value), row, time_ms)
+            }
+            Message::MappingTombstone { pns_inode, .. } => {
+                self.state(Topic::Pns, pns_inode.to_string().into(), None, row, now_ms)
+            }
+        }
+    }
+
+    /// Renders the `gap` that stands for deltas which were lost.
+    pub fn render_gap(&self, seq_from: u64, seq: u64, reason: &str, row: u64, now_ms: u64) -> Outgoing {
+        Outgoing {
+            row,
+            topic: Topic::Deltas,
+            host_id: Arc::clone(&self.host.host_id),
+            item: Arc::clone(&self.no_text),
+            op: "gap".into(),
+            value: Some(json::gap(&self.host, seq_from, seq, reason, now_ms)),
+            ce_id: self.delta_id(seq),
+            ce_type: "io.quaymaster.delta.v1",
+            ce_source: Arc::clone(&self.ce_source),
+            time_ms: signed(now_ms),
+        }
+    }
+
+    /// Renders the collector's own state.
+    pub fn render_status(&self, status: &Status, row: u64, now_ms: u64) -> Outgoing {
+        let expires_at_ms = now_ms + EXPIRY_REFRESHES * self.refresh.status_ms;
+        let value = status::render(&self.host, status, expires_at_ms);
+        let message = self.state(Topic::Status, Arc::clone(&self.no_text), Some(value), row, now_ms);
+        Outgoing { row: 0, ..message }
+    }
+
+    fn state(
+        &self,
+        topic: Topic,
+        item: Arc<str>,
+        value: Option<Arc<[u8]>>,
+        row: u64,
+        time_ms: u64,
+    ) -> Outgoing {
+        Outgoing {
+            row,
+            topic,
+            host_id: Arc::clone(&self.host.host_id),
+            item,
+            op: Arc::clone(&self.no_text),
+            value,
+            ce_id: format!("{}:{}:r{row}", self.host.host_id, self.host.epoch).into(),
+            ce_type: ce_type(topic),
+            ce_source: Arc::clone(&self.ce_source),
+            time_ms: signed(time_ms),
+        }
+    }
+
+    fn delta_id(&self, seq: u64) -> Arc<str> {
+        format!("{}:{}:{seq}", self.host.host_id, self.host.epoch).into()
+    }
+}
+
+/// The CloudEvents type of a topic's messages.
+pub fn ce_type(topic: Topic) -> &'static str {
+    match topic {
+        Topic::Deltas => "io.quaymaster.delta.v1",
+        Topic::Records => "io.quaymaster.record.v1",
+        Topic::Pns => "io.quaymaster.mapping.v1",
+        Topic::Status => "io.quaymaster.status.v1",
+    }
+}
+
+/// The CloudEvents source of a host's messages.
+pub fn ce_source(host_id: &str) -> Arc<str> {
+    format!("/quaymaster/{host_id}").into()
+}
+
+/// Whether a delta's op is about the epoch itself, with no container in it.
+pub fn is_bare(op: Op) -> bool {
+    matches!(op, Op::Epoch | Op::SnapshotEnd)
+}
+
+fn signed(time_ms: u64) -> i64 {
+    i64::try_from(time_ms).unwrap_or(i64::MAX)
+}

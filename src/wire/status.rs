@@ -1,0 +1,104 @@
+//! The collector's own state, as the status topic and `/status` tell it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{Host, SCHEMA_VERSION, json};
+
+/// One runtime, as the status tells it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RuntimeStatus {
+    /// `docker`, `containerd`, …
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The URI of its socket.
+    pub endpoint: String,
+    /// `live`, `polling` or `down`.
+    pub stream: &'static str,
+    /// Events taken from its stream.
+    pub events: u64,
+    /// Events dropped because we were slow; each causes a resync.
+    pub dropped: u64,
+    /// When the newest event came, in unix milliseconds; 0 for never.
+    pub last_event_ms: u64,
+    /// When it was last listed whole, in unix milliseconds; 0 for never.
+    pub last_resync_ms: u64,
+    /// Why it is down; empty when it is not.
+    pub error: String,
+}
+
+/// The newest resync.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ResyncStatus {
+    /// Its number.
+    pub package_seq: u64,
+    /// `begin`, `end` or `aborted`; empty before the first.
+    pub state: &'static str,
+    /// When it began, in unix milliseconds.
+    pub started_ms: u64,
+    /// When it ended, in unix milliseconds; 0 while it runs.
+    pub finished_ms: u64,
+    /// How many containers are there.
+    pub count: u64,
+    /// Changes that resyncs found and no event had told, since the start.
+    pub missed: u64,
+}
+
+/// The outbox.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct OutboxStatus {
+    /// Messages that the bus does not have yet.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// When the oldest was stored, in unix milliseconds; 0 when there is none.
+    pub oldest_ms: u64,
+    /// Messages that the bus refused for what they are, since the start.
+    pub quarantined: u64,
+}
+
+/// The collector's own state.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Status {
+    /// `starting`, `live` or `stopping`.
+    pub state: &'static str,
+    /// The newest delta.
+    pub seq: u64,
+    /// The runtimes.
+    pub runtimes: Vec<RuntimeStatus>,
+    /// How many containers are in each state.
+    pub containers: BTreeMap<&'static str, u64>,
+    /// The newest resync.
+    pub resync: ResyncStatus,
+    /// The outbox.
+    pub outbox: OutboxStatus,
+}
+
+#[derive(Serialize)]
+struct StatusJson<'a> {
+    schema_version: u32,
+    host_id: &'a str,
+    host_name: &'a str,
+    boot_id: &'a str,
+    version: &'static str,
+    epoch: &'a str,
+    #[serde(flatten)]
+    status: &'a Status,
+    expires_at_ms: u64,
+}
+
+pub(super) fn render(host: &Host, status: &Status, expires_at_ms: u64) -> Arc<[u8]> {
+    json::text(&StatusJson {
+        schema_version: SCHEMA_VERSION,
+        host_id: &host.host_id,
+        host_name: &host.host_name,
+        boot_id: &host.boot_id,
+        version: env!("CARGO_PKG_VERSION"),
+        epoch: &host.epoch,
+        status,
+        expires_at_ms,
+    })
+}
