@@ -33,7 +33,9 @@ transaction.state.log.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
-controlled.shutdown.enable=false
+# A broker that was killed may register again when its last life's session is over: 9 s by default.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 # Compaction runs soon after it is due, so that a test can see its result.
 log.cleaner.backoff.ms=1000
 log.retention.check.interval.ms=10000

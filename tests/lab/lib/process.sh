@@ -95,14 +95,21 @@ supervisors() {
     exe=$(readlink "$proc/exe" 2>/dev/null) || continue
     case ${exe##*/} in
     containerd-shim* | conmon | runc | crun | docker-init | docker-proxy)
-      if tr '\0' '\n' 2>/dev/null <"$proc/cmdline" | grep -qF -- "$DIR/"; then echo "${proc#/proc/}"; fi
+      if grep -qszF -- "$DIR/" "$proc/cmdline"; then echo "${proc#/proc/}"; fi
       ;;
     esac
   done
 }
 
-# This lab's cgroups, in every hierarchy.
-cgroups() { find /sys/fs/cgroup -depth -type d -path "*/$CGROUP*" 2>/dev/null || true; }
+# This lab's cgroups, in every hierarchy. Podman's Docker API puts containers below a parent of its own choice.
+cgroups() {
+  local tests=(-path "*/$CGROUP*") container
+  for container in "$DIR"/podman/root/overlay-containers/*/; do
+    container=$(basename "$container")
+    if [[ ${#container} == 64 ]]; then tests+=(-o -path "*/libpod-$container*" -o -path "*/libpod-conmon-$container*"); fi
+  done
+  find /sys/fs/cgroup -depth -type d \( "${tests[@]}" \) 2>/dev/null || true
+}
 
 end_containers() {
   local pid round group task file
@@ -141,7 +148,10 @@ unmount_below() {
 
 remove_cgroups() {
   local group
-  for group in $(cgroups); do rmdir "$group" 2>/dev/null || true; done
+  for group in $(cgroups); do
+    rmdir "$group" 2>/dev/null || true
+    if [[ $group == */libpod_parent/* ]]; then rmdir "${group%/*}" 2>/dev/null || true; fi
+  done
 }
 
 # A free loopback port, held for this lab under a name; the same one at every later call.

@@ -160,17 +160,16 @@ start_docker() {
   "cgroup-parent": "/$CGROUP", "exec-opts": ["native.cgroupdriver=cgroupfs"]
 }
 EOF
-  # 20.10 keeps an identity of its own in /etc/docker otherwise; later versions have none.
-  local identity=()
-  if [[ $name == docker20 ]] && "$binary" --version | grep -q 'version 20'; then
-    identity=(--deprecated-key-path "$home/key.json")
-  fi
+  # 20.10 puts an identity into /etc/docker, wherever its other folders are, and holds it in memory from then on.
+  local identity=/etc/docker/key.json identity_was_there=0
+  if [[ -e $identity ]]; then identity_was_there=1; fi
   # A dockerd that was killed leaves its pid file; the pid in it may be somebody else's by now.
   rm -f "$home/docker.pid"
   spawn "$name" env PATH="$(component_path "$name")" TMPDIR="$home" DOCKER_RAMDISK=1 "$binary" \
     --config-file "$home/daemon.json" --host "unix://$socket" --containerd "$containerd" \
-    --data-root "$home/root" --exec-root "$home/exec" --pidfile "$home/docker.pid" "${identity[@]}"
+    --data-root "$home/root" --exec-root "$home/exec" --pidfile "$home/docker.pid"
   wait_ready "$name" docker_answers "$cli" "$socket"
+  if ((!identity_was_there)); then rm -f "$identity"; fi
   if [[ ! -f $home/images ]]; then
     DOCKER_CONFIG=$home "$cli" -H "unix://$socket" load -q -i "$CACHE/images/lab.tar" >>"$DIR/log/$name.log" 2>&1
     : >"$home/images"
@@ -195,12 +194,14 @@ driver = "overlay"
 graphroot = "$home/root"
 runroot = "$home/run"
 EOF
+  # default_ulimits: podman raises both limits otherwise, which a machine without CAP_SYS_RESOURCE refuses.
   # lock_type: the default, shared memory, is one for the whole machine.
   cat >"$home/containers.conf" <<EOF
 [containers]
 netns = "none"
 cgroup_parent = "/$CGROUP"
 apparmor_profile = "unconfined"
+default_ulimits = ["nofile=$(ulimit -Sn):$(ulimit -Hn)", "nproc=4096:4096"]
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
