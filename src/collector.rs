@@ -17,9 +17,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::model::SourceId;
 use crate::outbox::{Batch, Outbox, Owed, Stage, Totals};
 use crate::procfs::ProcessTable;
-use crate::reconcile::{
-    Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings,
-};
+use crate::reconcile::{Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings};
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, Report};
 use crate::telemetry;
@@ -197,7 +195,8 @@ impl Collector {
             }
             Input::Reported(reports) => self.reported(reports),
             Input::Watching(source, watched) => {
-                self.watched.insert(source, watched);
+                self.watched.insert(source.clone(), watched);
+                self.observe(Observation::SourceExpected { source });
             }
             Input::Stopping => {
                 self.phase = "stopping";
@@ -217,6 +216,7 @@ impl Collector {
             }
             Observation::SourceUp { .. } | Observation::SourceDown { .. } => self.status_due = true,
             Observation::Began { .. }
+            | Observation::SourceExpected { .. }
             | Observation::SourceForgotten { .. }
             | Observation::StreamGap { .. }
             | Observation::ListBegan { .. }
@@ -302,13 +302,16 @@ impl Collector {
             }
         } else {
             let renderer = self.parts.renderer.clone();
-            let gap = move |seq_from, seq, row| {
-                renderer.render_gap(seq_from, seq, "overflow", row, now)
-            };
+            let gap =
+                move |seq_from, seq, row| renderer.render_gap(seq_from, seq, "overflow", row, now);
             let committed = self.parts.outbox.commit(batch, &self.reconciler, now, &gap);
             committed.map(|dropped| {
                 if let Some((seq_from, seq)) = dropped {
-                    tracing::error!(seq_from, seq, "the outbox is full; the oldest deltas are lost");
+                    tracing::error!(
+                        seq_from,
+                        seq,
+                        "the outbox is full; the oldest deltas are lost"
+                    );
                 }
             })
         };
@@ -349,7 +352,10 @@ impl Collector {
         let restored = match self.parts.outbox.recover() {
             Ok(restored) => restored,
             Err(error) => {
-                tracing::error!(error = telemetry::chain(&error), "the state cannot be opened");
+                tracing::error!(
+                    error = telemetry::chain(&error),
+                    "the state cannot be opened"
+                );
                 return;
             }
         };
@@ -381,7 +387,10 @@ impl Collector {
 
     fn sync(&mut self) {
         if let Err(error) = self.parts.outbox.sync(&self.reconciler, now_ms()) {
-            tracing::error!(error = telemetry::chain(&error), "the state cannot be written");
+            tracing::error!(
+                error = telemetry::chain(&error),
+                "the state cannot be written"
+            );
         }
     }
 
@@ -429,7 +438,11 @@ impl Collector {
 
     fn status(&self) -> Status {
         let mut containers: BTreeMap<&'static str, u64> = BTreeMap::new();
-        for container in self.reconciler.containers().filter_map(|tracked| tracked.container()) {
+        for container in self
+            .reconciler
+            .containers()
+            .filter_map(|tracked| tracked.container())
+        {
             *containers.entry(container.state.as_str()).or_default() += 1;
         }
         let totals = self.parts.outbox.totals();

@@ -12,7 +12,8 @@ use crate::sink::{BusUrl, ManageTopics, TopicSettings};
 use crate::telemetry::LogFormat;
 
 /// The shortest and the longest time between two resyncs.
-const RESYNC_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3_600));
+const RESYNC_INTERVAL: (Duration, Duration) =
+    (Duration::from_secs(1), Duration::from_secs(24 * 3_600));
 /// The least that the outbox may hold.
 const OUTBOX_BYTES_MIN: u64 = 1024 * 1024;
 /// Longest host id.
@@ -31,7 +32,12 @@ pub struct Overrides {
     #[arg(long, value_name = "DIR", env = "QUAYMASTER_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
     /// A runtime's socket, docker=unix:///PATH or cri=unix:///PATH; repeatable; instead of discovery
-    #[arg(long = "endpoint", value_name = "ENDPOINT", env = "QUAYMASTER_ENDPOINT", value_delimiter = ',')]
+    #[arg(
+        long = "endpoint",
+        value_name = "ENDPOINT",
+        env = "QUAYMASTER_ENDPOINT",
+        value_delimiter = ','
+    )]
     pub endpoints: Vec<String>,
     /// Time between two full resyncs, such as 5m
     #[arg(long, value_name = "TIME", env = "QUAYMASTER_RESYNC_INTERVAL")]
@@ -200,7 +206,11 @@ impl Config {
     }
 
     fn check(flags: &Overrides, raw: Raw) -> Result<Self, ConfigError> {
-        let bus = flags.bus.clone().or(raw.bus).unwrap_or_else(|| "stdout:".to_owned());
+        let bus = flags
+            .bus
+            .clone()
+            .or(raw.bus)
+            .unwrap_or_else(|| "stdout:".to_owned());
         let bus = bus.parse::<BusUrl>().map_err(|error| value("bus", error))?;
         let endpoints = if flags.endpoints.is_empty() {
             raw.endpoints
@@ -209,7 +219,10 @@ impl Config {
         };
         let endpoints = endpoints
             .iter()
-            .map(|text| text.parse::<Endpoint>().map_err(|error| value("endpoint", error)))
+            .map(|text| {
+                text.parse::<Endpoint>()
+                    .map_err(|error| value("endpoint", error))
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let topics = topics(flags, raw.topics)?;
         let records_refresh = match raw.records.refresh.as_deref() {
@@ -217,7 +230,10 @@ impl Config {
             Some(text) => Some(duration("records.refresh", text)?),
         };
         let resync_interval = flags.resync_interval.clone().or(raw.resync_interval);
-        let resync_interval = duration("resync_interval", resync_interval.as_deref().unwrap_or("5m"))?;
+        let resync_interval = duration(
+            "resync_interval",
+            resync_interval.as_deref().unwrap_or("5m"),
+        )?;
         if resync_interval < RESYNC_INTERVAL.0 || resync_interval > RESYNC_INTERVAL.1 {
             return Err(value("resync_interval", "it must be between 1s and 24h"));
         }
@@ -243,7 +259,11 @@ impl Config {
             resync_interval,
             host_id,
             host_name: flags.host_name.clone().or(raw.host_name),
-            procfs: flags.procfs.clone().or(raw.procfs).unwrap_or_else(|| "/proc".into()),
+            procfs: flags
+                .procfs
+                .clone()
+                .or(raw.procfs)
+                .unwrap_or_else(|| "/proc".into()),
             topics,
             records_refresh,
             pns_linger: duration("pns.linger", linger.as_deref().unwrap_or("10m"))?,
@@ -259,7 +279,10 @@ impl Config {
                 None | Some("text") => LogFormat::Text,
                 Some("json") => LogFormat::Json,
                 Some(other) => {
-                    return Err(value("log.format", format!("`{other}` is neither `text` nor `json`")));
+                    return Err(value(
+                        "log.format",
+                        format!("`{other}` is neither `text` nor `json`"),
+                    ));
                 }
             },
         })
@@ -270,8 +293,15 @@ fn topics(flags: &Overrides, raw: RawTopics) -> Result<TopicSettings, ConfigErro
     let defaults = TopicSettings::default();
     let manage = flags.topics_manage.clone().or(raw.manage);
     let settings = TopicSettings {
-        prefix: flags.topics_prefix.clone().or(raw.prefix).unwrap_or(defaults.prefix),
-        partitions: flags.topics_partitions.or(raw.partitions).unwrap_or(defaults.partitions),
+        prefix: flags
+            .topics_prefix
+            .clone()
+            .or(raw.prefix)
+            .unwrap_or(defaults.prefix),
+        partitions: flags
+            .topics_partitions
+            .or(raw.partitions)
+            .unwrap_or(defaults.partitions),
         replication: raw.replication.unwrap_or(defaults.replication),
         manage: match manage.as_deref() {
             None | Some("create") => ManageTopics::Create,
@@ -306,8 +336,12 @@ fn value(key: &'static str, message: impl ToString) -> ConfigError {
 }
 
 fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
-    humantime::parse_duration(text)
-        .map_err(|error| value(key, format!("`{text}` is no time such as `5m` or `90s`: {error}")))
+    humantime::parse_duration(text).map_err(|error| {
+        value(
+            key,
+            format!("`{text}` is no time such as `5m` or `90s`: {error}"),
+        )
+    })
 }
 
 fn bytes(key: &'static str, text: &str) -> Result<u64, ConfigError> {
@@ -323,17 +357,24 @@ fn bytes(key: &'static str, text: &str) -> Result<u64, ConfigError> {
     number
         .zip(unit)
         .and_then(|(number, unit)| number.checked_mul(unit))
-        .ok_or_else(|| value(key, format!("`{text}` is no size such as `512MiB` or `1GiB`")))
+        .ok_or_else(|| {
+            value(
+                key,
+                format!("`{text}` is no size such as `512MiB` or `1GiB`"),
+            )
+        })
 }
 
 fn default_state_dir() -> PathBuf {
     if rustix::process::geteuid().is_root() {
         return "/var/lib/quaymaster".into();
     }
-    let base = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or_else(|| {
-        let home = std::env::var_os("HOME")?;
-        Some(PathBuf::from(home).join(".local/state"))
-    });
+    let base = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| {
+            let home = std::env::var_os("HOME")?;
+            Some(PathBuf::from(home).join(".local/state"))
+        });
     base.unwrap_or_else(|| "/tmp".into()).join("quaymaster")
 }
 
@@ -347,17 +388,24 @@ pub fn check_host_id(text: &str) -> Result<(), String> {
         return Err(format!("the host id is empty: {remedy}"));
     }
     if text == "uninitialized" {
-        return Err(format!("the host id is `uninitialized`, a placeholder of systemd: {remedy}"));
+        return Err(format!(
+            "the host id is `uninitialized`, a placeholder of systemd: {remedy}"
+        ));
     }
     if text.bytes().all(|byte| byte == b'0') {
         return Err(format!("the host id is all zeros: {remedy}"));
     }
     if text.len() > HOST_ID_BYTES_MAX {
-        return Err(format!("the host id has more than {HOST_ID_BYTES_MAX} bytes: {remedy}"));
+        return Err(format!(
+            "the host id has more than {HOST_ID_BYTES_MAX} bytes: {remedy}"
+        ));
     }
     let is_bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
     if text.contains(is_bad) {
-        return Err(format!("the host id `{}` holds `/`, `:` or blanks: {remedy}", text.escape_default()));
+        return Err(format!(
+            "the host id `{}` holds `/`, `:` or blanks: {remedy}",
+            text.escape_default()
+        ));
     }
     Ok(())
 }

@@ -33,7 +33,10 @@ fn host_id_from(configured: Option<&str>, machine_id: &Path) -> Result<String, S
 
 /// The kernel's name of the host.
 pub fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// A random id, for a new epoch.

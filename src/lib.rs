@@ -1,10 +1,10 @@
 //! Quaymaster keeps the tally of every container on a Linux host and streams it to Kafka or NATS.
 
 pub mod backoff;
+pub mod cli;
 pub mod collector;
 pub mod config;
 pub mod host;
-pub mod cli;
 pub mod model;
 pub mod outbox;
 pub mod procfs;

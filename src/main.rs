@@ -39,7 +39,10 @@ fn main() -> ExitCode {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "quaymaster: no threads to be had: {error}");
+            let _ = writeln!(
+                std::io::stderr(),
+                "quaymaster: no threads to be had: {error}"
+            );
             return ExitCode::from(cli::EXIT_FAILURE);
         }
     };

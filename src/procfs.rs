@@ -49,7 +49,10 @@ impl NamespaceFds {
 
     /// How many are held.
     pub fn count(&self) -> usize {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
     }
 }
 
@@ -116,7 +119,8 @@ impl ProcessTable {
 
     /// The PID namespace's number of a process; `None` where it is gone or may not be read.
     pub fn pns_inode(&self, pid: u32) -> Option<u64> {
-        let link = rustix::fs::readlink(self.root.join(format!("{pid}/ns/pid")), Vec::new()).ok()?;
+        let link =
+            rustix::fs::readlink(self.root.join(format!("{pid}/ns/pid")), Vec::new()).ok()?;
         link_inode(&link.to_string_lossy())
     }
 
@@ -183,7 +187,10 @@ fn boot_time_ms() -> u64 {
 }
 
 /// The kernel's 64-bit id of a namespace (`NS_GET_ID`, Linux 6.18); `None` on kernels without it.
-#[expect(unsafe_code, reason = "an ioctl has no safe form; this one writes one u64")]
+#[expect(
+    unsafe_code,
+    reason = "an ioctl has no safe form; this one writes one u64"
+)]
 fn namespace_id<Fd: AsFd>(namespace: Fd) -> Option<u64> {
     const NS_GET_ID: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u64>(0xb7, 13);
     // SAFETY: NS_GET_ID is _IOR(0xb7, 13, u64): the kernel writes one u64 and reads nothing.

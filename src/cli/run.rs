@@ -86,7 +86,10 @@ impl Daemon {
     fn start(config: &Config) -> Result<Self, Failure> {
         let processes = ProcessTable::open(&config.procfs).map_err(|error| {
             let path = config.procfs.display();
-            Failure::new(EXIT_UNAVAILABLE, format!("no process table at `{path}`: {error}"))
+            Failure::new(
+                EXIT_UNAVAILABLE,
+                format!("no process table at `{path}`: {error}"),
+            )
         })?;
         let processes = Arc::new(processes);
         let host_id: Arc<str> = host::host_id(config.host_id.as_deref())
@@ -194,7 +197,8 @@ impl Daemon {
             self.watch(endpoint).await;
         }
         if once && self.watched.is_empty() {
-            let message = "no container runtime found: start one, or name its socket with `--endpoint`";
+            let message =
+                "no container runtime found: start one, or name its socket with `--endpoint`";
             return Err(Failure::new(EXIT_UNAVAILABLE, message));
         }
         Ok(())
@@ -205,12 +209,16 @@ impl Daemon {
         if self.watched.contains_key(&source) {
             return;
         }
-        let watched = watch_endpoint(endpoint.clone(), self.context.clone(), &mut self.watches);
+        let (watched, task) = watch_endpoint(endpoint.clone(), self.context.clone());
         self.watched.insert(source.clone(), endpoint);
         if let Some(collector) = &self.collector {
             // A collector that has ended is told of by `tell`.
-            let _ = collector.inputs.send(Input::Watching(source, watched)).await;
+            let _ = collector
+                .inputs
+                .send(Input::Watching(source, watched))
+                .await;
         }
+        self.watches.spawn(task);
     }
 
     /// Ends everything in the order in which things flow.
@@ -244,12 +252,15 @@ impl Daemon {
         result
     }
 
-    /// Waits until the bus has everything, if it is there, for as long as the grace allows.
+    /// Waits until the bus has everything, the last status too, if it is there and for as long as the grace allows.
     async fn drain(&mut self) {
         let deadline = tokio::time::sleep(SHUTDOWN_GRACE);
         tokio::pin!(deadline);
         loop {
-            let is_empty = self.snapshot.borrow_and_update().totals.messages == 0;
+            let is_empty = {
+                let snapshot = self.snapshot.borrow_and_update();
+                snapshot.totals.messages == 0 && snapshot.status.state == "stopping"
+            };
             let is_down = !self.health.borrow().up;
             if is_empty || is_down || self.publisher.is_finished() {
                 return;
@@ -276,7 +287,10 @@ fn parts(
 ) -> Result<(Parts, Channels), Failure> {
     let unreadable = |error: std::io::Error| {
         let path = config.procfs.display();
-        Failure::new(EXIT_UNAVAILABLE, format!("the process table at `{path}` cannot be read: {error}"))
+        Failure::new(
+            EXIT_UNAVAILABLE,
+            format!("the process table at `{path}` cannot be read: {error}"),
+        )
     };
     let boot_id: Arc<str> = processes.boot_id().map_err(unreadable)?.into();
     let owner = outbox::Owner {
@@ -287,7 +301,8 @@ fn parts(
     let options = outbox::Options {
         bytes_max: config.outbox_max_bytes,
     };
-    let opened = Outbox::open(&config.state_dir, &owner, options).map_err(|error| state_failure(&error))?;
+    let opened =
+        Outbox::open(&config.state_dir, &owner, options).map_err(|error| state_failure(&error))?;
     if let Some(set_aside) = &opened.set_aside {
         tracing::error!("{set_aside}; a new epoch begins");
     }
@@ -420,11 +435,17 @@ async fn answers(endpoint: &Endpoint) -> bool {
             true
         }
         Err(error @ RuntimeError::NoPermission { .. }) => {
-            tracing::warn!(error = telemetry::chain(&error), "a runtime was found that may not be watched");
+            tracing::warn!(
+                error = telemetry::chain(&error),
+                "a runtime was found that may not be watched"
+            );
             false
         }
         Err(error) => {
-            tracing::debug!(error = telemetry::chain(&error), "a socket was found that is no runtime's");
+            tracing::debug!(
+                error = telemetry::chain(&error),
+                "a socket was found that is no runtime's"
+            );
             false
         }
     }
@@ -443,13 +464,17 @@ async fn once_done(once: bool, mut snapshot: watch::Receiver<Snapshot>) -> Resul
         Ok(Err(_)) => Err(Failure::new(EXIT_FAILURE, "the collector has ended")),
         Err(_) => Err(Failure::new(
             EXIT_UNAVAILABLE,
-            format!("not everything was listed and sent within {} s", ONCE_GRACE.as_secs()),
+            format!(
+                "not everything was listed and sent within {} s",
+                ONCE_GRACE.as_secs()
+            ),
         )),
     }
 }
 
 fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
-    signal(kind).map_err(|error| Failure::new(EXIT_FAILURE, format!("no signals to be had: {error}")))
+    signal(kind)
+        .map_err(|error| Failure::new(EXIT_FAILURE, format!("no signals to be had: {error}")))
 }
 
 /// The interval, a little longer or shorter by the clock's lowest digits, which differ from host to host.

@@ -80,7 +80,10 @@ impl Outbox {
             return None;
         }
         let last = drop.rows.last().copied()?;
-        let next = self.known.range(last + 1..).find(|(_, known)| known.state.is_none());
+        let next = self
+            .known
+            .range(last + 1..)
+            .find(|(_, known)| known.state.is_none());
         let next_seq = next.map(|(_, known)| known.seq).or_else(|| {
             let first = batch.messages.iter().find(|owed| owed.seq != 0);
             first.map(|owed| owed.seq)

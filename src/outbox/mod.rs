@@ -33,8 +33,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use redb::{Database, Durability, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-pub use recover::Owner;
 pub use reader::{OutboxReader, StoredMessage};
+pub use recover::Owner;
 
 use crate::model::Topic;
 use crate::model::message::Message;
@@ -381,7 +381,14 @@ impl Outbox {
     pub fn sync(&mut self, reconciler: &Reconciler, now_ms: u64) -> Result<(), OutboxError> {
         self.meta.last_alive_ms = now_ms;
         let nothing = |_, _, _| unreachable_gap();
-        self.write(&Batch::default(), &Plan::default(), None, reconciler, &nothing, true)?;
+        self.write(
+            &Batch::default(),
+            &Plan::default(),
+            None,
+            reconciler,
+            &nothing,
+            true,
+        )?;
         self.has_unsynced_acks = false;
         Ok(())
     }
@@ -400,7 +407,8 @@ impl Outbox {
             }
         }
         plan.removed.extend(batch.acked.iter().copied());
-        plan.removed.extend(batch.rejected.iter().map(|(row, _)| *row));
+        plan.removed
+            .extend(batch.rejected.iter().map(|(row, _)| *row));
         plan.removed.retain(|row| self.known.contains_key(row));
         plan
     }
@@ -424,18 +432,30 @@ impl Outbox {
             return Err(failed(redb::Error::DatabaseClosed));
         };
         let mut transaction = database.begin_write().map_err(|e| failed(e.into()))?;
-        let durability = if is_durable { Durability::Immediate } else { Durability::None };
-        transaction.set_durability(durability).map_err(|e| failed(e.into()))?;
+        let durability = if is_durable {
+            Durability::Immediate
+        } else {
+            Durability::None
+        };
+        transaction
+            .set_durability(durability)
+            .map_err(|e| failed(e.into()))?;
         self.write_rows(&transaction, batch, reconciler, &failed)?;
         {
-            let mut messages = transaction.open_table(MESSAGES).map_err(|e| failed(e.into()))?;
+            let mut messages = transaction
+                .open_table(MESSAGES)
+                .map_err(|e| failed(e.into()))?;
             if !batch.rejected.is_empty() {
-                let mut quarantine = transaction.open_table(QUARANTINE).map_err(|e| failed(e.into()))?;
+                let mut quarantine = transaction
+                    .open_table(QUARANTINE)
+                    .map_err(|e| failed(e.into()))?;
                 for (row, reason) in &batch.rejected {
                     let stored = messages.get(row).map_err(|e| failed(e.into()))?;
                     if let Some(stored) = stored {
                         let entry = encode("quarantine", &(reason, stored.value()))?;
-                        quarantine.insert(row, entry.as_slice()).map_err(|e| failed(e.into()))?;
+                        quarantine
+                            .insert(row, entry.as_slice())
+                            .map_err(|e| failed(e.into()))?;
                     }
                 }
                 while redb::ReadableTableMetadata::len(&quarantine).map_err(|e| failed(e.into()))?
@@ -479,14 +499,21 @@ impl Outbox {
         {
             let mut meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
             let bytes = encode("meta", &self.meta)?;
-            meta.insert("meta", bytes.as_slice()).map_err(|e| failed(e.into()))?;
+            meta.insert("meta", bytes.as_slice())
+                .map_err(|e| failed(e.into()))?;
         }
         if batch.rows.is_empty() {
             return Ok(());
         }
-        let mut containers = transaction.open_table(CONTAINERS).map_err(|e| failed(e.into()))?;
-        let mut namespaces = transaction.open_table(NAMESPACES).map_err(|e| failed(e.into()))?;
-        let mut sources = transaction.open_table(SOURCES).map_err(|e| failed(e.into()))?;
+        let mut containers = transaction
+            .open_table(CONTAINERS)
+            .map_err(|e| failed(e.into()))?;
+        let mut namespaces = transaction
+            .open_table(NAMESPACES)
+            .map_err(|e| failed(e.into()))?;
+        let mut sources = transaction
+            .open_table(SOURCES)
+            .map_err(|e| failed(e.into()))?;
         for key in &batch.rows {
             match (key, reconciler.row(key)) {
                 (RowKey::Container(id), Some(Row::Container(row))) if row.is_told() => {

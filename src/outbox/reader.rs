@@ -100,7 +100,9 @@ impl OutboxReader {
             return Ok(Vec::new());
         };
         let transaction = database.begin_read().map_err(|e| failed(e.into()))?;
-        let table = transaction.open_table(MESSAGES).map_err(|e| failed(e.into()))?;
+        let table = transaction
+            .open_table(MESSAGES)
+            .map_err(|e| failed(e.into()))?;
         let mut messages = Vec::new();
         let mut bytes = 0;
         for entry in table.range(from_row..).map_err(|e| failed(e.into()))? {

@@ -4,13 +4,13 @@ use std::io::{ErrorKind, Write as _};
 
 use redb::Builder;
 
+use super::Stage;
 use super::{
     Arc, BTreeMap, BTreeSet, CACHE_BYTES, CONTAINERS, Database, FORMAT, File, HashMap, MESSAGES,
     META, Meta, Mutex, NAMESPACES, Opened, Options, Outbox, OutboxError, Path, PathBuf,
     PoisonError, QUARANTINE, RESERVE_BYTES, RESERVE_FILE, ROWS_SKIPPED_AT_START, Restored, RwLock,
     SOURCES, STATE_FILE, StoredMessage, Totals,
 };
-use super::Stage;
 use crate::model::{ContainerId, SourceId};
 use redb::{ReadableDatabase as _, ReadableTable as _};
 
@@ -53,7 +53,10 @@ impl Outbox {
             Err(error) => return Err(error),
         };
         make_reserve(directory);
-        Ok(Opened { set_aside, ..opened })
+        Ok(Opened {
+            set_aside,
+            ..opened
+        })
     }
 
     fn try_open(directory: &Path, owner: &Owner, options: Options) -> Result<Opened, OutboxError> {
@@ -100,7 +103,10 @@ impl Outbox {
             quarantined: 0,
         };
         let owed = outbox.know_stored(&database, owner)?;
-        *outbox.database.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
+        *outbox
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Some(database);
         Ok(Opened {
             outbox,
             restored,
@@ -161,7 +167,10 @@ impl Outbox {
     /// When the database cannot be opened; the caller tries again later.
     pub fn recover(&mut self) -> Result<Restored, OutboxError> {
         let _ = std::fs::remove_file(self.directory.join(RESERVE_FILE));
-        let mut guard = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         *guard = None;
         let database = open_database(&self.directory)?;
         let loaded = Loaded::read(&database, &self.directory)?;
@@ -218,34 +227,52 @@ impl Loaded {
             if let Some(bytes) = meta.get("meta").map_err(|e| failed(e.into()))? {
                 loaded.meta = decode("meta", bytes.value())?;
             }
-            let table = transaction.open_table(CONTAINERS).map_err(|e| failed(e.into()))?;
+            let table = transaction
+                .open_table(CONTAINERS)
+                .map_err(|e| failed(e.into()))?;
             for entry in table.iter().map_err(|e| failed(e.into()))? {
                 let (key, value) = entry.map_err(|e| failed(e.into()))?;
                 if let Some(id) = ContainerId::parse(key.value()) {
-                    loaded.containers.insert(id, decode("containers", value.value())?);
+                    loaded
+                        .containers
+                        .insert(id, decode("containers", value.value())?);
                 }
             }
-            let table = transaction.open_table(NAMESPACES).map_err(|e| failed(e.into()))?;
-            for entry in table.iter().map_err(|e| failed(e.into()))? {
-                let (key, value) = entry.map_err(|e| failed(e.into()))?;
-                loaded.namespaces.insert(key.value(), decode("namespaces", value.value())?);
-            }
-            let table = transaction.open_table(SOURCES).map_err(|e| failed(e.into()))?;
+            let table = transaction
+                .open_table(NAMESPACES)
+                .map_err(|e| failed(e.into()))?;
             for entry in table.iter().map_err(|e| failed(e.into()))? {
                 let (key, value) = entry.map_err(|e| failed(e.into()))?;
                 loaded
-                    .sources
-                    .insert(SourceId::new(key.value()), decode("sources", value.value())?);
+                    .namespaces
+                    .insert(key.value(), decode("namespaces", value.value())?);
             }
-            transaction.open_table(MESSAGES).map_err(|e| failed(e.into()))?;
-            transaction.open_table(QUARANTINE).map_err(|e| failed(e.into()))?;
+            let table = transaction
+                .open_table(SOURCES)
+                .map_err(|e| failed(e.into()))?;
+            for entry in table.iter().map_err(|e| failed(e.into()))? {
+                let (key, value) = entry.map_err(|e| failed(e.into()))?;
+                loaded.sources.insert(
+                    SourceId::new(key.value()),
+                    decode("sources", value.value())?,
+                );
+            }
+            transaction
+                .open_table(MESSAGES)
+                .map_err(|e| failed(e.into()))?;
+            transaction
+                .open_table(QUARANTINE)
+                .map_err(|e| failed(e.into()))?;
         }
         transaction.commit().map_err(|e| failed(e.into()))?;
         Ok(loaded)
     }
 }
 
-fn decode<T: serde::de::DeserializeOwned>(table: &'static str, bytes: &[u8]) -> Result<T, OutboxError> {
+fn decode<T: serde::de::DeserializeOwned>(
+    table: &'static str,
+    bytes: &[u8],
+) -> Result<T, OutboxError> {
     postcard::from_bytes(bytes).map_err(|source| OutboxError::Encoding { table, source })
 }
 
@@ -260,9 +287,8 @@ fn database_error(action: &'static str, directory: &Path, source: redb::Error) -
 /// Opens or makes the database. A panic of redb over a torn file counts as damage.
 fn open_database(directory: &Path) -> Result<Database, OutboxError> {
     let file = directory.join(STATE_FILE);
-    let opened = std::panic::catch_unwind(|| {
-        Builder::new().set_cache_size(CACHE_BYTES).create(&file)
-    });
+    let opened =
+        std::panic::catch_unwind(|| Builder::new().set_cache_size(CACHE_BYTES).create(&file));
     match opened {
         Ok(Ok(database)) => Ok(database),
         Ok(Err(redb::DatabaseError::DatabaseAlreadyOpen)) => Err(OutboxError::Locked {
@@ -286,14 +312,17 @@ fn is_damage(error: &OutboxError) -> bool {
             | redb::Error::RepairAborted
             | redb::Error::TableTypeMismatch { .. } => true,
             redb::Error::Io(error) => {
-                matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
+                matches!(
+                    error.kind(),
+                    ErrorKind::InvalidData | ErrorKind::UnexpectedEof
+                )
             }
             _ => false,
         },
         OutboxError::Encoding { .. } => true,
-        OutboxError::Directory { .. } | OutboxError::Locked { .. } | OutboxError::OtherHost { .. } => {
-            false
-        }
+        OutboxError::Directory { .. }
+        | OutboxError::Locked { .. }
+        | OutboxError::OtherHost { .. } => false,
     }
 }
 

@@ -6,12 +6,12 @@
 pub mod cri;
 pub mod discover;
 pub mod docker;
-pub mod watch;
 mod endpoint;
 pub mod kubernetes;
 mod lenient;
 mod probe;
 pub mod text;
+pub mod watch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 use crate::model::{
-    Container, ContainerId, ContainerKind, ListRow, RuntimeEvent, RuntimeType, SourceId,
+    Container, ContainerId, ContainerKind, ListRow, RuntimeEvent, RuntimeType, SourceId, State,
 };
 
 pub use endpoint::{ParseEndpointError, SOCKET_PATH_BYTES_MAX};
@@ -324,4 +324,19 @@ pub enum RuntimeError {
         /// Which.
         id: String,
     },
+}
+
+/// When the newest run that has ended ended, in unix nanoseconds.
+///
+/// Runtimes take the start's time after the process has started, and the end's from the event of its exit: what
+/// lives for less than that ends before it starts (by up to 3 ms, seen in Docker 20.10 and containerd 2.1). Of a
+/// container that does not run, the end is that of its newest run, so it cannot lie before its start. One that
+/// runs may have ended before: that time stays.
+fn run_end(state: State, started_at_ns: Option<u64>, finished_at_ns: Option<u64>) -> Option<u64> {
+    match state {
+        State::Exited | State::Dead | State::Removing | State::Restarting => {
+            finished_at_ns.map(|end| end.max(started_at_ns.unwrap_or(0)))
+        }
+        State::Created | State::Running | State::Paused | State::Unknown => finished_at_ns,
+    }
 }

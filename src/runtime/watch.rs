@@ -88,8 +88,12 @@ pub struct WatchContext {
     pub stop: CancellationToken,
 }
 
-/// Starts to watch an endpoint; the task ends when `stop` is cancelled.
-pub fn watch(endpoint: Endpoint, context: WatchContext, tasks: &mut JoinSet<()>) -> Watched {
+/// Prepares to watch an endpoint. The future is the watch: it is to be spawned once the collector knows where
+/// requests go, and ends when `stop` is cancelled.
+pub fn watch(
+    endpoint: Endpoint,
+    context: WatchContext,
+) -> (Watched, impl Future<Output = ()> + Send + 'static) {
     let (requests, incoming) = mpsc::unbounded_channel();
     let (error_tx, error) = watch::channel(String::new());
     let figures = Arc::new(EndpointFigures::default());
@@ -100,13 +104,13 @@ pub fn watch(endpoint: Endpoint, context: WatchContext, tasks: &mut JoinSet<()>)
         figures: Arc::clone(&figures),
         error: error_tx,
     };
-    tasks.spawn(watcher.run(incoming));
-    Watched {
+    let watched = Watched {
         endpoint,
         requests,
         figures,
         error,
-    }
+    };
+    (watched, watcher.run(incoming))
 }
 
 /// Why a session ended.
@@ -162,7 +166,10 @@ impl Watcher {
         };
         let (client, stream) = match connected {
             Ok(connected) => connected,
-            Err(error) => return SessionEnd::Lost(telemetry::chain(&error)),
+            Err(error) => {
+                self.tell_down().await;
+                return SessionEnd::Lost(telemetry::chain(&error));
+            }
         };
         let info = client.info();
         tracing::info!(
@@ -190,13 +197,16 @@ impl Watcher {
         let end = self.serve(&client, stream, requests, &mut tasks).await;
         tasks.shutdown().await;
         client.close().await;
+        self.tell_down().await;
+        end
+    }
+
+    /// A collector that has ended needs not be told.
+    async fn tell_down(&self) {
         let down = Observation::SourceDown {
             source: self.source.clone(),
         };
-        if !self.context.observations.send(down).await {
-            return SessionEnd::Stopped;
-        }
-        end
+        self.context.observations.send(down).await;
     }
 
     async fn connect(&self) -> Result<(Arc<dyn RuntimeClient>, Option<EventStream>), RuntimeError> {
@@ -258,7 +268,7 @@ impl Watcher {
                     if is_polling {
                         let due = Observation::ListDue { source: self.source.clone() };
                         // A queue that is full holds work enough; the next tick comes.
-                        let _ = self.context.observations.try_send(due);
+                        self.context.observations.try_send(due);
                     }
                 }
                 () = &mut stream_retry, if is_polling => {
@@ -275,7 +285,9 @@ impl Watcher {
     /// Passes an event on without ever waiting.
     fn pass_on(&self, event: RuntimeEvent, has_gap: &mut bool) {
         self.figures.events.fetch_add(1, Ordering::Relaxed);
-        self.figures.last_event_ms.store(now_ms(), Ordering::Relaxed);
+        self.figures
+            .last_event_ms
+            .store(now_ms(), Ordering::Relaxed);
         tracing::debug!(source = %self.source, id = %event.id, what = ?event.what, at_ns = event.at_ns, "event");
         let observation = Observation::Event {
             source: self.source.clone(),
@@ -363,12 +375,14 @@ impl Job {
             source: self.source.clone(),
         };
         // A closed queue means that the collector ends, and this task with it.
-        let _ = self.context.observations.send(began).await;
+        self.context.observations.send(began).await;
         self.figures.calls.fetch_add(1, Ordering::Relaxed);
         let listed = self.client.list().await;
         let (outcome, result) = match listed {
             Ok(listing) if listing.skipped == 0 => {
-                self.figures.last_resync_ms.store(now_ms(), Ordering::Relaxed);
+                self.figures
+                    .last_resync_ms
+                    .store(now_ms(), Ordering::Relaxed);
                 (ListOutcome::Complete(listing.rows), Ok(()))
             }
             Ok(listing) => {
@@ -385,7 +399,7 @@ impl Job {
             source: self.source,
             outcome,
         };
-        let _ = self.context.observations.send(done).await;
+        self.context.observations.send(done).await;
         result
     }
 
@@ -407,10 +421,14 @@ impl Job {
             id,
             outcome,
         };
-        let _ = self.context.observations.send(inspected).await;
+        self.context.observations.send(inspected).await;
     }
 
-    async fn look(&self, id: &ContainerId, kind: ContainerKind) -> Result<InspectOutcome, RuntimeError> {
+    async fn look(
+        &self,
+        id: &ContainerId,
+        kind: ContainerKind,
+    ) -> Result<InspectOutcome, RuntimeError> {
         self.figures.calls.fetch_add(1, Ordering::Relaxed);
         let container = match self.client.inspect(id, kind).await? {
             Inspection::Found(container) => container,
@@ -458,7 +476,8 @@ impl Job {
         };
         match second? {
             Inspection::Found(container) => Ok(InspectOutcome::Found {
-                process: process.or_else(|| live_pid(&container).map(|pid| self.context.processes.read(pid))),
+                process: process
+                    .or_else(|| live_pid(&container).map(|pid| self.context.processes.read(pid))),
                 container,
             }),
             Inspection::Gone => Ok(InspectOutcome::Gone),
@@ -481,7 +500,9 @@ fn names_container(reading: &ProcessReading, id: &ContainerId) -> bool {
     }
 }
 
-async fn next_event(stream: &mut Option<EventStream>) -> Option<Result<RuntimeEvent, RuntimeError>> {
+async fn next_event(
+    stream: &mut Option<EventStream>,
+) -> Option<Result<RuntimeEvent, RuntimeError>> {
     match stream {
         Some(stream) => stream.next().await,
         None => std::future::pending().await,
@@ -490,6 +511,8 @@ async fn next_event(stream: &mut Option<EventStream>) -> Option<Result<RuntimeEv
 
 /// Unix time in milliseconds.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

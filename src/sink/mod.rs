@@ -69,22 +69,6 @@ impl Outgoing {
     }
 }
 
-/// Writes an error and all its sources on one line.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some libraries repeat their source's text in their own.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
 /// Where the bus put a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {

@@ -90,7 +90,10 @@ impl Publisher {
                 &self.ce_source,
             );
             let messages = read.unwrap_or_else(|error| {
-                tracing::error!(error = telemetry::chain(&error), "the outbox cannot be read");
+                tracing::error!(
+                    error = telemetry::chain(&error),
+                    "the outbox cannot be read"
+                );
                 Vec::new()
             });
             let is_empty = messages.is_empty();
@@ -118,13 +121,21 @@ impl Publisher {
                     None => return,
                 },
                 () = committed => {}
-                () = self.finish.cancelled() => return,
+                () = self.finish.cancelled() => break,
+            }
+        }
+        while let Ok(status) = self.status.try_recv() {
+            if requests.send(status).await.is_err() {
+                return;
             }
         }
     }
 }
 
-async fn prepare(sink: &mut Box<dyn Sink>, health: &watch::Sender<SinkHealth>) -> Result<(), SinkError> {
+async fn prepare(
+    sink: &mut Box<dyn Sink>,
+    health: &watch::Sender<SinkHealth>,
+) -> Result<(), SinkError> {
     let mut backoff = Backoff::new(PREPARE_RETRY.0, PREPARE_RETRY.1);
     loop {
         match sink.prepare().await {

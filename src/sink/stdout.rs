@@ -17,8 +17,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::report::{Abandoned, HealthTeller, Reporter};
-use super::{Outcome, Outgoing, Position, Sink, SinkError, SinkHealth, TopicSettings, chain};
+use super::{Outcome, Outgoing, Position, Sink, SinkError, SinkHealth, TopicSettings};
 use crate::backoff::Backoff;
+use crate::telemetry::chain;
 
 /// Most messages in one write: what a slow reader has to take before the first of them is acknowledged.
 const BATCH_MAX: usize = 256;

@@ -93,7 +93,14 @@ impl Renderer {
                 seq,
             } => {
                 let expires_at_ms = now_ms + EXPIRY_REFRESHES * self.refresh.records_ms;
-                let value = json::record(&self.host, fields, *package_seq, *seq, now_ms, expires_at_ms);
+                let value = json::record(
+                    &self.host,
+                    fields,
+                    *package_seq,
+                    *seq,
+                    now_ms,
+                    expires_at_ms,
+                );
                 self.state(Topic::Records, id.as_str().into(), Some(value), row, now_ms)
             }
             Message::RecordTombstone { id } => {
@@ -104,7 +111,11 @@ impl Renderer {
                 let item = mapping.pns_inode.to_string().into();
                 let value = json::mapping(&self.host, mapping, expires_at_ms);
                 let is_first = !refresh && mapping.valid_to_ms.is_none();
-                let time_ms = if is_first { mapping.valid_from_ms } else { now_ms };
+                let time_ms = if is_first {
+                    mapping.valid_from_ms
+                } else {
+                    now_ms
+                };
                 self.state(Topic::Pns, item, Some(value), row, time_ms)
             }
             Message::MappingTombstone { pns_inode, .. } => {
@@ -114,7 +125,14 @@ impl Renderer {
     }
 
     /// Renders the `gap` that stands for deltas which were lost.
-    pub fn render_gap(&self, seq_from: u64, seq: u64, reason: &str, row: u64, now_ms: u64) -> Outgoing {
+    pub fn render_gap(
+        &self,
+        seq_from: u64,
+        seq: u64,
+        reason: &str,
+        row: u64,
+        now_ms: u64,
+    ) -> Outgoing {
         Outgoing {
             row,
             topic: Topic::Deltas,
@@ -133,7 +151,13 @@ impl Renderer {
     pub fn render_status(&self, status: &Status, row: u64, now_ms: u64) -> Outgoing {
         let expires_at_ms = now_ms + EXPIRY_REFRESHES * self.refresh.status_ms;
         let value = status::render(&self.host, status, expires_at_ms);
-        let message = self.state(Topic::Status, Arc::clone(&self.no_text), Some(value), row, now_ms);
+        let message = self.state(
+            Topic::Status,
+            Arc::clone(&self.no_text),
+            Some(value),
+            row,
+            now_ms,
+        );
         Outgoing { row: 0, ..message }
     }
 

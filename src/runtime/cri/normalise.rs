@@ -14,7 +14,7 @@ use crate::model::{
     State,
 };
 use crate::runtime::text::{self, Fingerprint, bounded, lossy};
-use crate::runtime::{Listing, kubernetes};
+use crate::runtime::{Listing, kubernetes, run_end};
 
 /// Reason of a container that the kernel's OOM killer ended; CRI demands this word.
 const OOM_KILLED: &str = "OOMKilled";
@@ -120,7 +120,7 @@ pub(super) fn container(
     let id = id(&status.id)?;
     let state = container_state(status.state);
     let started_at_ns = positive(status.started_at);
-    let finished_at_ns = positive(status.finished_at);
+    let finished_at_ns = run_end(state, started_at_ns, positive(status.finished_at));
     let has_ended = finished_at_ns.is_some() && finished_at_ns >= started_at_ns;
     let has_exited = state == State::Exited;
     let reason = bounded(&lossy(&status.reason));
@@ -384,3 +384,7 @@ fn sandbox_state(state: i32) -> State {
         Err(_) => State::Unknown,
     }
 }
+
+#[cfg(test)]
+#[path = "normalise_tests.rs"]
+mod tests;

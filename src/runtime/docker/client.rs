@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use hyper::StatusCode;
 use serde::de::DeserializeOwned;
 
+use super::exit_labels::ExitLabels;
 use super::http::{BoxError, Http, ServerSaid, read_whole};
 use super::wire::{Details, ExecDetails, Row, Version};
 use super::{events, http, normalise};
@@ -47,6 +48,7 @@ pub(super) struct DockerClient {
     uri: String,
     /// `/v1.41`
     prefix: String,
+    exit_labels: Arc<ExitLabels>,
     options: Options,
 }
 
@@ -104,6 +106,7 @@ pub(in crate::runtime) async fn connect(
         info,
         uri,
         prefix: format!("/v{major}.{minor}"),
+        exit_labels: Arc::default(),
         options: options.clone(),
     }))
 }
@@ -129,6 +132,8 @@ impl RuntimeClient for DockerClient {
         let (status, body) = self.get(request, "/containers/json?all=true").await?;
         self.success(request, status, &body)?;
         let rows: Vec<Lenient<Row>> = self.parse(request, &body)?;
+        self.exit_labels
+            .add(normalise::labelled_as_exit_code(&rows));
         Ok(normalise::listing(rows))
     }
 
@@ -156,7 +161,7 @@ impl RuntimeClient for DockerClient {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        let actions = if &*self.info.name == "podman" {
+        let actions = if self.is_podman() {
             PODMAN_ACTIONS
         } else {
             DOCKER_ACTIONS
@@ -173,7 +178,12 @@ impl RuntimeClient for DockerClient {
         let response = self.within(request, timeout, self.http.get(&path)).await?;
         let status = response.status();
         if status == StatusCode::OK {
-            return Ok(events::stream(self.uri.clone(), response.into_body()));
+            return Ok(events::stream(
+                self.uri.clone(),
+                response.into_body(),
+                Arc::clone(&self.exit_labels),
+                self.is_podman(),
+            ));
         }
         let reading = read_whole(response.into_body(), self.options.message_bytes_max);
         let body = self.within(request, timeout, reading).await?;
@@ -262,6 +272,10 @@ impl DockerClient {
             }
         }
         Err(self.failed(request, "the command's exit code is not known".into()))
+    }
+
+    fn is_podman(&self) -> bool {
+        &*self.info.name == normalise::PODMAN
     }
 
     async fn get(

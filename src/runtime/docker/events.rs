@@ -1,15 +1,17 @@
 //! The event stream: lines of JSON, cut out of the chunks of an endless answer.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use futures::stream::{self, StreamExt as _};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
+use super::exit_labels::ExitLabels;
 use super::http::BoxError;
 use super::normalise;
 use super::wire::Event;
-use crate::model::RuntimeEvent;
+use crate::model::{EventKind, RuntimeEvent};
 use crate::runtime::{EventStream, RuntimeError};
 
 /// Longest line that is taken, in bytes. An event carries all labels of its container, on whose length
@@ -21,9 +23,16 @@ pub(super) const REQUEST: &str = "events";
 
 /// Turns the body of an answer into events. It reads only when polled, and never runs ahead by more than one
 /// chunk. A line that cannot be understood is a [`RuntimeError::Malformed`] in its place.
-pub(super) fn stream(endpoint: String, body: Incoming) -> EventStream {
+pub(super) fn stream(
+    endpoint: String,
+    body: Incoming,
+    exit_labels: Arc<ExitLabels>,
+    is_podman: bool,
+) -> EventStream {
     let reader = Reader {
         endpoint,
+        exit_labels,
+        is_podman,
         body: Some(body),
         lines: Lines::default(),
         ready: VecDeque::new(),
@@ -37,6 +46,8 @@ pub(super) fn stream(endpoint: String, body: Incoming) -> EventStream {
 
 struct Reader {
     endpoint: String,
+    exit_labels: Arc<ExitLabels>,
+    is_podman: bool,
     body: Option<Incoming>,
     lines: Lines,
     ready: VecDeque<Result<RuntimeEvent, RuntimeError>>,
@@ -80,7 +91,7 @@ impl Reader {
                 Err(error) => Err(error.into()),
             };
             match item {
-                Ok(Some(event)) => self.ready.push_back(Ok(event)),
+                Ok(Some(event)) => self.ready.push_back(Ok(self.screened(event))),
                 Ok(None) => {}
                 Err(source) => self.ready.push_back(Err(RuntimeError::Malformed {
                     endpoint: self.endpoint.clone(),
@@ -89,6 +100,18 @@ impl Reader {
                 })),
             }
         }
+    }
+}
+
+impl Reader {
+    fn screened(&self, mut event: RuntimeEvent) -> RuntimeEvent {
+        if !self.is_podman {
+            return self.exit_labels.screen(event);
+        }
+        if event.what != EventKind::Died {
+            event.exit_code = None;
+        }
+        event
     }
 }
 

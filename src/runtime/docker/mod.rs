@@ -6,6 +6,7 @@
 
 mod client;
 mod events;
+mod exit_labels;
 mod http;
 mod normalise;
 mod wire;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::exit_labels::EXIT_CODE_ATTRIBUTE;
 use super::wire::{Details, Event, Row, Version};
 use crate::model::{
     Container, ContainerId, ContainerKind, EventKind, ListRow, Pod, RuntimeEvent, RuntimeType,
@@ -9,13 +10,17 @@ use crate::model::{
 };
 use crate::runtime::lenient::{Lenient, TextMap};
 use crate::runtime::text::{self, Fingerprint};
-use crate::runtime::{Listing, kubernetes};
+use crate::runtime::{Listing, kubernetes, run_end};
 
 /// The label by which cri-dockerd (and dockershim before it) tells a pod's sandbox from its containers.
 pub(super) const KUBERNETES_TYPE_LABEL: &str = "io.kubernetes.docker.type";
 
 /// Its value for sandboxes.
 const KUBERNETES_TYPE_SANDBOX: &str = "podsandbox";
+
+/// The names of the two engines.
+pub(super) const PODMAN: &str = "podman";
+const DOCKER: &str = "docker";
 
 /// Newest API version that we know; what is read has been the same since 1.24.
 pub(super) const API_VERSION_MAX: (u32, u32) = (1, 53);
@@ -27,7 +32,7 @@ pub(super) fn engine_name(version: &Version) -> &'static str {
             .iter()
             .any(|component| component.name.text().starts_with("Podman"))
     });
-    if is_podman { "podman" } else { "docker" }
+    if is_podman { PODMAN } else { DOCKER }
 }
 
 /// The API version to speak: the server's newest, at most ours; where ours is too old for it, its oldest.
@@ -107,7 +112,11 @@ pub(super) fn container(
 
     let state = state(said.status.text());
     let started_at_ns = text::rfc3339_ns(said.started_at.text());
-    let finished_at_ns = text::rfc3339_ns(said.finished_at.text());
+    let finished_at_ns = run_end(
+        state,
+        started_at_ns,
+        text::rfc3339_ns(said.finished_at.text()),
+    );
     let has_ended = finished_at_ns.is_some() && finished_at_ns >= started_at_ns;
     // Podman's `initialized` container has its process already; everywhere else a pid without a living
     // process is one of the past.
@@ -139,7 +148,7 @@ pub(super) fn container(
             .filter(|pid| *pid != 0),
         created_at_ns: text::rfc3339_ns(details.created.text()).unwrap_or(0),
         started_at_ns,
-        finished_at_ns,
+        finished_at_ns: finished_at_ns.filter(|_| has_ended && !state.is_live()),
         exit_code: said
             .exit_code
             .0
@@ -151,14 +160,29 @@ pub(super) fn container(
             .0
             .and_then(|count| u32::try_from(count).ok()),
         pod: pod(&labels),
-        pid_mode: text::bounded(host.pid_mode.text()),
+        pid_mode: pid_mode(host.pid_mode.text()),
         privileged: host.privileged.0,
         reason,
         labels: text::bounded_labels(labels.0),
     })
 }
 
-/// One event; `None` for what is not a container's or has another action than those asked for.
+/// The ids of a list's containers whose labels hide the exit code of their events (see `exit_labels`).
+pub(super) fn labelled_as_exit_code(rows: &[Lenient<Row>]) -> Vec<ContainerId> {
+    rows.iter()
+        .filter_map(|row| row.0.as_ref())
+        .filter(|row| {
+            let labels = row.labels.0.as_ref();
+            labels.is_some_and(|labels| labels.get(EXIT_CODE_ATTRIBUTE).is_some())
+        })
+        .filter_map(|row| ContainerId::parse(row.id.text()))
+        .collect()
+}
+
+/// One event; `None` for what is not a container's or has another action than those asked for. Its exit code is
+/// what an attribute or a label of that name says, in every event: [`ExitLabels::screen`] has yet to judge it.
+///
+/// [`ExitLabels::screen`]: super::exit_labels::ExitLabels::screen
 pub(super) fn event(event: &Event) -> Option<RuntimeEvent> {
     let actor = event.actor.0.as_ref()?;
     let id = ContainerId::parse(actor.id.text())?;
@@ -174,15 +198,18 @@ pub(super) fn event(event: &Event) -> Option<RuntimeEvent> {
         _ => return None,
     };
     let attributes = actor.attributes.0.as_ref();
-    let exit_code = attributes
-        .and_then(|said| {
-            said.exit_code
-                .0
-                .as_ref()
-                .or(said.container_exit_code.0.as_ref())
-        })
-        .filter(|_| what == EventKind::Died)
-        .and_then(|code| code.parse().ok());
+    let exit_code = attributes.and_then(|said| {
+        said.exit_code
+            .0
+            .as_ref()
+            .or(said.container_exit_code.0.as_ref())
+    });
+    // A label may hold anything; that it is there is what counts (see `exit_labels`).
+    let exit_code = match (what, exit_code) {
+        (_, None) => None,
+        (EventKind::Died, Some(code)) => code.parse().ok(),
+        (_, Some(code)) => Some(code.parse().unwrap_or(0)),
+    };
     let at_ns = match (event.time_nano.0, event.time.0) {
         (Some(ns), _) if ns > 0 => u64::try_from(ns).unwrap_or(0),
         (_, Some(s)) => u64::try_from(s).unwrap_or(0).saturating_mul(1_000_000_000),
@@ -209,6 +236,14 @@ fn repository_digest(image_name: &str) -> &str {
         image_name
     } else {
         ""
+    }
+}
+
+/// Podman says `private` where Docker says nothing.
+fn pid_mode(mode: &str) -> String {
+    match mode {
+        "private" => String::new(),
+        _ => text::bounded(mode),
     }
 }
 
@@ -241,3 +276,7 @@ fn state(word: &str) -> State {
         _ => State::Unknown,
     }
 }
+
+#[cfg(test)]
+#[path = "normalise_tests.rs"]
+mod tests;

@@ -25,9 +25,10 @@ use super::client::{self, BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Pr
 use super::errors::{Class, classify};
 use super::stamps::{Stamp, Stamps};
 use crate::backoff::Backoff;
+use crate::sink::cloudevents;
 use crate::sink::report::{Abandoned, HealthTeller, Reporter};
 use crate::sink::{IN_FLIGHT_MAX, Outcome, Outgoing, Position, SinkError, TopicSettings};
-use crate::sink::{chain, cloudevents};
+use crate::telemetry::chain;
 
 /// The waits before another producer is made.
 const REBUILD_FIRST: Duration = Duration::from_millis(50);

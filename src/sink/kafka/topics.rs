@@ -409,8 +409,13 @@ fn access_error(name: &str, tried: &str, code: Code) -> SinkError {
 }
 
 fn unavailable(message: String, source: KafkaError) -> SinkError {
+    // The code alone, where there is one: rdkafka's own text has it twice.
+    let source: Box<dyn std::error::Error + Send + Sync> = match source.rdkafka_error_code() {
+        Some(code) => Box::new(code),
+        None => Box::new(source),
+    };
     SinkError::Unavailable {
         message,
-        source: Some(Box::new(source)),
+        source: Some(source),
     }
 }

@@ -1,38 +1,307 @@
-//! The Nats sink.
+//! The NATS sink: JetStream, a stream for the deltas and a KV bucket for each compacted topic.
+//!
+//! - [`naming`] has subjects and names; [`streams`] creates and checks; [`connection`] keeps the connection;
+//!   [`publish`] brings one message through; [`errors`] classifies; here is what may be in flight at once.
+//! - Deltas: one in flight, so that none overtakes another that was refused. State: one in flight per key,
+//!   [`STATE_IN_FLIGHT_MAX`] keys at once.
+//! - JetStream acknowledges before it syncs to disk (`sync_interval`, two minutes by default): what it had
+//!   acknowledged can be lost when the power fails. `sync_interval: always` in the server's configuration is
+//!   the remedy.
+
+mod connection;
+mod errors;
+mod naming;
+mod publish;
+mod streams;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Outgoing, Report, Sink, SinkError, SinkHealth, TopicSettings};
+pub use self::streams::StreamInfo;
 
-/// Nats.
-pub struct NatsSink;
+use self::connection::Connection;
+use self::naming::Naming;
+use self::publish::{Delivered, Publisher};
+use super::report::{Abandoned, HealthTeller, Reporter};
+use super::{IN_FLIGHT_MAX, Outgoing, Report, Sink, SinkError, SinkHealth, TopicSettings};
+use crate::backoff::Backoff;
+use crate::model::Topic;
+use crate::telemetry::chain;
+
+/// Keys of compacted topics that are on their way at once: enough to hide the server's answer time.
+const STATE_IN_FLIGHT_MAX: usize = 128;
+
+/// Keys whose last sequence is remembered. Beyond it all are forgotten; each costs one refused attempt then.
+const SEQUENCES_MAX: usize = 65_536;
+
+/// The waits between attempts to connect, where `prepare` was not called.
+const CONNECT_FIRST: Duration = Duration::from_millis(200);
+/// The longest of them.
+const CONNECT_LONGEST: Duration = Duration::from_secs(5);
+
+/// NATS.
+pub struct NatsSink {
+    servers: Vec<String>,
+    topics: TopicSettings,
+    client_id: String,
+    connection: Option<Connection>,
+}
 
 impl NatsSink {
-    /// Makes one.
-    pub fn new(_servers: &[String], _topics: &TopicSettings, _client_id: &str) -> Self {
-        Self
+    /// A sink for the server or cluster at `servers` (`HOST:PORT` each). Nothing is connected yet.
+    pub fn new(servers: &[String], topics: &TopicSettings, client_id: &str) -> Self {
+        Self {
+            servers: servers.to_vec(),
+            topics: topics.clone(),
+            client_id: client_id.to_owned(),
+            connection: None,
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Connection, SinkError> {
+        match &self.connection {
+            Some(connection) => Ok(connection.clone()),
+            None => {
+                let connection = Connection::open(&self.servers, &self.client_id).await?;
+                self.connection = Some(connection.clone());
+                Ok(connection)
+            }
+        }
+    }
+
+    /// Creates what is missing and returns the names of what it created.
+    ///
+    /// # Errors
+    /// As [`Sink::prepare`].
+    pub async fn create_streams(&mut self) -> Result<Vec<String>, SinkError> {
+        let connection = self.connect().await?;
+        streams::create(&connection, &Naming::new(&self.topics), &self.topics).await
+    }
+
+    /// Checks the streams.
+    ///
+    /// # Errors
+    /// As [`Sink::prepare`].
+    pub async fn verify_streams(&mut self) -> Result<(), SinkError> {
+        let connection = self.connect().await?;
+        streams::verify(&connection, &Naming::new(&self.topics)).await
+    }
+
+    /// Shows the streams as they are.
+    ///
+    /// # Errors
+    /// [`SinkError::Unavailable`] where the server does not answer.
+    pub async fn list_streams(&mut self) -> Result<Vec<StreamInfo>, SinkError> {
+        let connection = self.connect().await?;
+        streams::list(&connection, &Naming::new(&self.topics)).await
     }
 }
 
 #[async_trait]
 impl Sink for NatsSink {
+    /// Dropped midway, a stream may have been created or not; a later call finds out.
     async fn prepare(&mut self) -> Result<(), SinkError> {
-        Err(SinkError::Misconfigured {
-            message: "nats is not built in yet".to_owned(),
-        })
+        self.topics.check()?;
+        let connection = self.connect().await?;
+        streams::prepare(&connection, &Naming::new(&self.topics), &self.topics).await
     }
 
     async fn run(
-        self: Box<Self>,
-        _requests: mpsc::Receiver<Outgoing>,
-        _reports: mpsc::Sender<Report>,
-        _health: watch::Sender<SinkHealth>,
-        _stop: CancellationToken,
+        mut self: Box<Self>,
+        requests: mpsc::Receiver<Outgoing>,
+        reports: mpsc::Sender<Report>,
+        health: watch::Sender<SinkHealth>,
+        stop: CancellationToken,
     ) -> Result<(), SinkError> {
-        Err(SinkError::Misconfigured {
-            message: "nats is not built in yet".to_owned(),
-        })
+        let health = HealthTeller::new(health, "nats");
+        let mut backoff = Backoff::new(CONNECT_FIRST, CONNECT_LONGEST);
+        let connection = loop {
+            let error = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                connected = self.connect() => match connected {
+                    Ok(connection) => break connection,
+                    Err(error) => error,
+                },
+            };
+            health.down(&chain(&error));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(backoff.next_wait()) => {}
+            }
+        };
+        let naming = Naming::new(&self.topics);
+        let publisher = Publisher::new(connection, naming.clone(), self.topics, health);
+        Sender {
+            publisher: Arc::new(publisher),
+            naming,
+            reporter: Reporter::new(reports),
+            queues: HashMap::new(),
+            ready: VecDeque::new(),
+            sequences: HashMap::new(),
+            under_way: FuturesUnordered::new(),
+            state_under_way: 0,
+            unreported: 0,
+        }
+        .run(requests, stop)
+        .await
+    }
+}
+
+/// What is sent one after another: all deltas, or the messages of one subject.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Lane {
+    Deltas,
+    Subject(Arc<str>),
+}
+
+/// A message that has reached its end.
+struct Ended {
+    lane: Lane,
+    row: u64,
+    delivered: Delivered,
+}
+
+/// What may be in flight at once.
+struct Sender {
+    publisher: Arc<Publisher>,
+    naming: Naming,
+    reporter: Reporter,
+    /// What waits in each lane that has a message under way or ready; lanes without any are not in here.
+    queues: HashMap<Lane, VecDeque<Outgoing>>,
+    /// Lanes of state with messages and none under way, in the order in which they became so.
+    ready: VecDeque<Lane>,
+    /// The last sequence of each subject, as far as is known.
+    sequences: HashMap<Lane, u64>,
+    under_way: FuturesUnordered<BoxFuture<'static, Ended>>,
+    state_under_way: usize,
+    unreported: usize,
+}
+
+impl Sender {
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Outgoing>,
+        stop: CancellationToken,
+    ) -> Result<(), SinkError> {
+        let mut open = true;
+        let mut intake = Vec::new();
+        loop {
+            if let Err(Abandoned) = self.reporter.offer() {
+                return Ok(());
+            }
+            if !open && self.unreported == 0 && self.reporter.waiting() == 0 {
+                return Ok(());
+            }
+            let room = IN_FLIGHT_MAX.saturating_sub(self.unreported + self.reporter.waiting());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                Some(ended) = self.under_way.next(), if !self.under_way.is_empty() => {
+                    self.end(ended);
+                }
+                handed = self.reporter.hand_over_one() => if let Err(Abandoned) = handed {
+                    return Ok(());
+                },
+                count = requests.recv_many(&mut intake, room), if open && room > 0 => {
+                    open = count > 0;
+                    for message in intake.drain(..) {
+                        self.take_in(message);
+                    }
+                }
+            }
+            while self.state_under_way < STATE_IN_FLIGHT_MAX
+                && let Some(lane) = self.ready.pop_front()
+            {
+                self.start_next(lane);
+            }
+        }
+    }
+
+    fn take_in(&mut self, message: Outgoing) {
+        let lane = match message.topic {
+            Topic::Deltas => Lane::Deltas,
+            Topic::Records | Topic::Pns | Topic::Status => {
+                Lane::Subject(self.naming.subject(&message).into())
+            }
+        };
+        if let Some(queue) = self.queues.get_mut(&lane) {
+            // Only the newest status is worth sending.
+            if message.row == 0
+                && let Some(waiting) = queue.iter_mut().find(|waiting| waiting.row == 0)
+            {
+                *waiting = message;
+                return;
+            }
+            queue.push_back(message);
+        } else {
+            self.queues.insert(lane.clone(), VecDeque::from([message]));
+            self.make_ready(lane);
+        }
+        self.unreported += 1;
+    }
+
+    /// A lane with messages has none under way. The deltas do not wait behind the state.
+    fn make_ready(&mut self, lane: Lane) {
+        match lane {
+            Lane::Deltas => self.start_next(lane),
+            Lane::Subject(_) => self.ready.push_back(lane),
+        }
+    }
+
+    fn start_next(&mut self, lane: Lane) {
+        let Some(message) = self.queues.get_mut(&lane).and_then(VecDeque::pop_front) else {
+            return;
+        };
+        match lane {
+            Lane::Deltas => {}
+            Lane::Subject(_) => self.state_under_way += 1,
+        }
+        let replaces = self.sequences.get(&lane).copied().unwrap_or(0);
+        let publisher = Arc::clone(&self.publisher);
+        self.under_way.push(Box::pin(async move {
+            let delivered = publisher.deliver(&message, replaces).await;
+            Ended {
+                lane,
+                row: message.row,
+                delivered,
+            }
+        }));
+    }
+
+    fn end(&mut self, ended: Ended) {
+        let Ended {
+            lane,
+            row,
+            delivered,
+        } = ended;
+        self.unreported = self.unreported.saturating_sub(1);
+        self.reporter.push(row, delivered.outcome);
+        match &lane {
+            Lane::Deltas => {}
+            Lane::Subject(_) => {
+                self.state_under_way = self.state_under_way.saturating_sub(1);
+                if let Some(sequence) = delivered.sequence {
+                    if self.sequences.len() >= SEQUENCES_MAX {
+                        self.sequences.clear();
+                    }
+                    self.sequences.insert(lane.clone(), sequence);
+                }
+            }
+        }
+        if self.queues.get(&lane).is_some_and(VecDeque::is_empty) {
+            self.queues.remove(&lane);
+        } else {
+            self.make_ready(lane);
+        }
     }
 }

@@ -1,0 +1,162 @@
+//! The connection: made once, kept up by the client for ever; how often it was lost, and the server's last word.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream::{self, context::ContextBuilder};
+use async_nats::{Client, ConnectOptions, Event};
+use tokio::sync::watch;
+
+use crate::sink::SinkError;
+
+/// Time for a connection, and for the first one before the bus counts as not there.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for an answer. What is not answered by then may have been stored all the same.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Two pings without an answer, and the client reconnects.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The waits between attempts to reconnect: grow by this, up to the longest.
+const RECONNECT_STEP: Duration = Duration::from_millis(50);
+/// The longest of them.
+const RECONNECT_LONGEST: Duration = Duration::from_secs(1);
+
+/// How often the client's state is looked at while it is away.
+const STATE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How the connection stands.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Standing {
+    /// How often the connection was lost.
+    pub(super) losses: u64,
+    /// The newest error that server or client told of, which a request that times out does not tell itself
+    /// (a missing right, say).
+    pub(super) last_error: String,
+}
+
+/// A connection to a server or cluster. Cheap to clone; the last one closes it.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) jetstream: jetstream::Context,
+    standing: watch::Receiver<Standing>,
+}
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`SinkError::Unavailable`] where no server answers in time.
+    pub(super) async fn open(servers: &[String], name: &str) -> Result<Self, SinkError> {
+        let (sender, standing) = watch::channel(Standing::default());
+        let sender = Arc::new(sender);
+        let urls: Vec<_> = servers
+            .iter()
+            .map(|server| format!("nats://{server}"))
+            .collect();
+        let options = ConnectOptions::new()
+            .name(name)
+            .connection_timeout(CONNECT_TIMEOUT)
+            .request_timeout(Some(ANSWER_TIMEOUT))
+            .ping_interval(PING_INTERVAL)
+            .max_reconnects(None)
+            .reconnect_delay_callback(|attempts| {
+                let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+                RECONNECT_STEP
+                    .saturating_mul(attempts)
+                    .min(RECONNECT_LONGEST)
+            })
+            .event_callback(move |event| {
+                note(&sender, &event);
+                std::future::ready(())
+            });
+        let tried = || format!("failed to connect to nats at {}", servers.join(","));
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, options.connect(urls));
+        let client = match connecting.await {
+            Ok(Ok(client)) => client,
+            Ok(Err(source)) => {
+                return Err(SinkError::Unavailable {
+                    message: tried(),
+                    source: Some(Box::new(source)),
+                });
+            }
+            Err(source) => {
+                return Err(SinkError::Unavailable {
+                    message: tried(),
+                    source: Some(Box::new(source)),
+                });
+            }
+        };
+        let jetstream = ContextBuilder::new()
+            .timeout(ANSWER_TIMEOUT)
+            .build(client.clone());
+        Ok(Self {
+            client,
+            jetstream,
+            standing,
+        })
+    }
+
+    /// The newest error that was told of.
+    pub(super) fn last_error(&self) -> String {
+        self.standing.borrow().last_error.clone()
+    }
+
+    /// Waits until the connection is up.
+    pub(super) async fn wait_until_up(&self) {
+        let mut standing = self.standing.clone();
+        while self.client.connection_state() != State::Connected {
+            // The state is looked at again after a while too: the client may drop events.
+            // An error means that the client is gone, and with it whoever waits here.
+            let _ = tokio::time::timeout(STATE_INTERVAL, async {
+                if standing.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            })
+            .await;
+        }
+    }
+
+    /// Waits until the connection that is there at this call has been lost.
+    pub(super) fn lost(&self) -> impl Future<Output = ()> + use<> {
+        let mut standing = self.standing.clone();
+        let before = standing.borrow().losses;
+        async move {
+            let later = standing.wait_for(|standing| standing.losses != before);
+            if later.await.is_err() {
+                // The client is gone; whoever waits for an answer of it has a timeout.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+fn note(standing: &watch::Sender<Standing>, event: &Event) {
+    match event {
+        Event::Connected => {
+            tracing::debug!("connected to nats");
+            standing.send_modify(|standing| {
+                standing.last_error.clear();
+            });
+        }
+        Event::Disconnected | Event::Closed => {
+            tracing::debug!(event = %event, "nats is away");
+            standing.send_modify(|standing| {
+                standing.losses += 1;
+                if standing.last_error.is_empty() {
+                    standing.last_error = event.to_string();
+                }
+            });
+        }
+        Event::ServerError(_) | Event::ClientError(_) => {
+            tracing::debug!(event = %event, "nats tells of an error");
+            standing.send_modify(|standing| standing.last_error = event.to_string());
+        }
+        Event::LameDuckMode | Event::Draining | Event::SlowConsumer(_) => {
+            tracing::debug!(event = %event, "nats tells of itself");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! NATS's names: the subject of each message, streams, buckets. Rules: design §3.
+//!
+//! A token of a subject has letters, digits, `-` and `_`; every other byte is written `=XX` in hex, so that
+//! distinct names stay distinct and no name brings a `.`, `*` or `>` of its own. KV keys allow `=`.
+
+use std::fmt::Write as _;
+
+use crate::model::Topic;
+use crate::sink::{Outgoing, TopicSettings};
+
+/// The names under one prefix.
+#[derive(Clone, Debug)]
+pub(super) struct Naming {
+    prefix: String,
+    /// The prefix where no `.` may be: in the names of streams and buckets.
+    flat_prefix: String,
+}
+
+impl Naming {
+    pub(super) fn new(settings: &TopicSettings) -> Self {
+        Self {
+            prefix: settings.prefix.clone(),
+            flat_prefix: settings.prefix.replace('.', "_"),
+        }
+    }
+
+    /// The stream that holds a topic: `QUAYMASTER_DELTAS`, `KV_quaymaster-records`.
+    pub(super) fn stream(&self, topic: Topic) -> String {
+        match topic {
+            Topic::Deltas => format!("{}_DELTAS", self.flat_prefix.to_uppercase()),
+            Topic::Records | Topic::Pns | Topic::Status => format!("KV_{}", self.bucket(topic)),
+        }
+    }
+
+    /// The KV bucket of a compacted topic: `quaymaster-records`.
+    pub(super) fn bucket(&self, topic: Topic) -> String {
+        format!("{}-{}", self.flat_prefix, topic.as_str())
+    }
+
+    /// What the stream of a topic listens to.
+    pub(super) fn subjects(&self, topic: Topic) -> String {
+        format!("{}>", self.subject_start(topic))
+    }
+
+    /// Where a message goes.
+    pub(super) fn subject(&self, message: &Outgoing) -> String {
+        let mut subject = self.subject_start(message.topic);
+        push_token(&mut subject, &message.host_id);
+        let last = match message.topic {
+            Topic::Deltas => &message.op,
+            Topic::Records | Topic::Pns | Topic::Status => &message.item,
+        };
+        if !last.is_empty() {
+            subject.push('.');
+            push_token(&mut subject, last);
+        }
+        subject
+    }
+
+    fn subject_start(&self, topic: Topic) -> String {
+        match topic {
+            Topic::Deltas => format!("{}.deltas.", self.prefix),
+            Topic::Records | Topic::Pns | Topic::Status => format!("$KV.{}.", self.bucket(topic)),
+        }
+    }
+}
+
+fn push_token(subject: &mut String, text: &str) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
+            subject.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(subject, "={byte:02X}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn message(topic: Topic, host: &str, item: &str, op: &str) -> Outgoing {
+        Outgoing {
+            row: 1,
+            topic,
+            host_id: Arc::from(host),
+            item: Arc::from(item),
+            op: Arc::from(op),
+            value: None,
+            ce_id: Arc::from(""),
+            ce_type: "",
+            ce_source: Arc::from(""),
+            time_ms: 0,
+        }
+    }
+
+    #[test]
+    fn hostile_tokens_are_encoded_and_stay_distinct() {
+        let naming = Naming::new(&TopicSettings::default());
+        for (topic, host, item, op, subject) in [
+            (
+                Topic::Deltas,
+                "h1",
+                "",
+                "start",
+                "quaymaster.deltas.h1.start",
+            ),
+            (Topic::Status, "h1", "", "", "$KV.quaymaster-status.h1"),
+            (
+                Topic::Pns,
+                "h1",
+                "4026532448",
+                "",
+                "$KV.quaymaster-pns.h1.4026532448",
+            ),
+            (
+                Topic::Records,
+                "a.b",
+                "moby:x.>*",
+                "",
+                "$KV.quaymaster-records.a=2Eb.moby=3Ax=2E=3E=2A",
+            ),
+            (
+                Topic::Status,
+                "a=2Eb",
+                "",
+                "",
+                "$KV.quaymaster-status.a=3D2Eb",
+            ),
+            (
+                Topic::Status,
+                "ü \r\n",
+                "",
+                "",
+                "$KV.quaymaster-status.=C3=BC=20=0D=0A",
+            ),
+        ] {
+            assert_eq!(naming.subject(&message(topic, host, item, op)), subject);
+        }
+    }
+
+    #[test]
+    fn a_prefix_with_dots_is_flat_in_streams_and_buckets() {
+        let naming = Naming::new(&TopicSettings {
+            prefix: "corp.quay".to_owned(),
+            ..TopicSettings::default()
+        });
+        assert_eq!(naming.stream(Topic::Deltas), "CORP_QUAY_DELTAS");
+        assert_eq!(naming.subjects(Topic::Deltas), "corp.quay.deltas.>");
+        assert_eq!(naming.stream(Topic::Records), "KV_corp_quay-records");
+        assert_eq!(naming.subjects(Topic::Pns), "$KV.corp_quay-pns.>");
+    }
+}
