@@ -252,12 +252,15 @@ impl Daemon {
         result
     }
 
-    /// Waits until the bus has everything, if it is there, for as long as the grace allows.
+    /// Waits until the bus has everything, the last status too, if it is there and for as long as the grace allows.
     async fn drain(&mut self) {
         let deadline = tokio::time::sleep(SHUTDOWN_GRACE);
         tokio::pin!(deadline);
         loop {
-            let is_empty = self.snapshot.borrow_and_update().totals.messages == 0;
+            let is_empty = {
+                let snapshot = self.snapshot.borrow_and_update();
+                snapshot.totals.messages == 0 && snapshot.status.state == "stopping"
+            };
             let is_down = !self.health.borrow().up;
             if is_empty || is_down || self.publisher.is_finished() {
                 return;

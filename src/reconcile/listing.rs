@@ -7,17 +7,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::container::Tracked;
-use super::{AWAY_CHECK_MS, Effect, ListOutcome, Reconciler, RowKey, Source};
-use crate::model::message::{Origin, RuntimeSource};
-use crate::model::{ContainerId, ListRow, SourceId};
+use serde::{Deserialize, Serialize};
 
-/// Labels that say that cri-dockerd made one of Docker's containers.
-const KUBERNETES_LABELS: [&str; 2] = ["io.kubernetes.docker.type", "io.kubernetes.pod.uid"];
+use super::container::Tracked;
+use super::{Effect, ListOutcome, Reconciler, RowKey};
+use crate::model::message::{Origin, RuntimeSource};
+use crate::model::{ContainerId, ListRow, RuntimeType, SourceId, State};
 
 /// Where the list of a runtime stands.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ListState {
+pub(super) struct ListState {
     is_asked: bool,
     /// Another list is wanted when this one is done.
     again: bool,
@@ -35,28 +34,91 @@ impl ListState {
     }
 }
 
-impl Reconciler {
-    pub(super) fn source_up(&mut self, id: SourceId, runtime: RuntimeSource, streaming: bool) {
-        let runtime = Arc::new(runtime);
-        let source = self.sources.entry(id.clone()).or_insert_with(|| Source {
-            runtime: Arc::clone(&runtime),
-            last_up_ms: 0,
+/// What is kept of a runtime.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Source {
+    pub(super) runtime: Arc<RuntimeSource>,
+    /// Since when it is away, in unix milliseconds; 0 while it is up.
+    away_since_ms: u64,
+    /// For how long it is away; counted, so that a clock that steps forgets nothing.
+    #[serde(skip)]
+    away_ms: u64,
+    #[serde(skip)]
+    pub(super) up: bool,
+    #[serde(skip)]
+    pub(super) streaming: bool,
+    #[serde(skip)]
+    pub(super) list: ListState,
+    /// What is not running is to be inspected once: a gap in the stream may hide whole runs.
+    #[serde(skip)]
+    gap: bool,
+    /// Every container of the next list is to have its record put again.
+    #[serde(skip)]
+    refresh: bool,
+    /// It has been listed whole in this life of the process.
+    #[serde(skip)]
+    pub(super) listed_once: bool,
+}
+
+impl Source {
+    fn new(runtime: Arc<RuntimeSource>) -> Self {
+        Self {
+            runtime,
+            away_since_ms: 0,
+            away_ms: 0,
             up: false,
             streaming: false,
             list: ListState::default(),
             gap: false,
             refresh: false,
             listed_once: false,
-        });
+        }
+    }
+
+    /// Whether it only lends names to the containers of Docker (cri-dockerd).
+    pub(super) fn is_overlay(&self) -> bool {
+        self.runtime.runtime == RuntimeType::Cri && &*self.runtime.name == "docker"
+    }
+}
+
+/// What a list is compared with.
+struct Compare {
+    serial: u64,
+    gap: bool,
+    refresh: bool,
+}
+
+impl Reconciler {
+    pub(super) fn source_up(&mut self, id: SourceId, runtime: RuntimeSource, streaming: bool) {
+        self.lose_requests(&id);
+        let runtime = Arc::new(runtime);
+        let source = self
+            .sources
+            .entry(id.clone())
+            .or_insert_with(|| Source::new(Arc::clone(&runtime)));
+        let is_other = source.runtime != runtime;
         source.runtime = runtime;
-        source.last_up_ms = self.now_ms;
+        source.away_since_ms = 0;
+        source.away_ms = 0;
         source.up = true;
         source.streaming = streaming;
         source.gap = true;
         source.list.is_asked = false;
+        if is_other {
+            self.forget_fingerprints(&id);
+        }
         self.effects
             .push(Effect::SaveRow(RowKey::Source(id.clone())));
         self.relist(&id);
+    }
+
+    /// Another version answers: what it says of its containers has changed, though its rows have not.
+    fn forget_fingerprints(&mut self, source: &SourceId) {
+        for tracked in self.containers.values_mut() {
+            if tracked.owner == *source {
+                tracked.fingerprint = None;
+            }
+        }
     }
 
     pub(super) fn source_down(&mut self, id: &SourceId) {
@@ -64,8 +126,10 @@ impl Reconciler {
         let Some(source) = self.sources.get_mut(id) else {
             return;
         };
+        if source.up {
+            source.away_since_ms = self.now_ms;
+        }
         source.up = false;
-        source.last_up_ms = self.now_ms;
         source.list.is_asked = false;
         source.list.again = false;
         self.effects
@@ -80,7 +144,7 @@ impl Reconciler {
         source.gap = true;
         for tracked in self.containers.values_mut() {
             if tracked.owner == *id {
-                tracked.forget_awaited_events();
+                tracked.life.is_watched = false;
             }
         }
         self.relist(id);
@@ -140,32 +204,26 @@ impl Reconciler {
         let (rows, is_complete) = match outcome {
             ListOutcome::Complete(rows) => (rows, true),
             ListOutcome::Partial(rows) => (rows, false),
-            ListOutcome::Failed => {
-                if again {
-                    self.relist(id);
-                }
-                return;
-            }
+            ListOutcome::Failed => (Vec::new(), false),
         };
-        if source.is_overlay() {
+        let compare = Compare {
+            serial: source.list.serial,
+            gap: source.gap,
+            refresh: source.refresh,
+        };
+        if is_complete {
             source.listed_once = true;
+            source.gap = false;
+            source.refresh = false;
+        }
+        if source.is_overlay() {
             self.compare_overlay(id, &rows);
         } else {
-            let compare = Compare {
-                serial: source.list.serial,
-                gap: source.gap,
-                refresh: source.refresh,
-            };
-            if is_complete {
-                source.listed_once = true;
-                source.gap = false;
-                source.refresh = false;
-            }
-            let listed: BTreeSet<&ContainerId> = rows.iter().map(|row| &row.id).collect();
             for row in &rows {
                 self.compare_row(id, row, &compare);
             }
             if is_complete {
+                let listed = rows.iter().map(|row| &row.id).collect();
                 self.delete_unlisted(id, &listed, compare.serial);
             }
         }
@@ -175,40 +233,52 @@ impl Reconciler {
     }
 
     fn compare_row(&mut self, source: &SourceId, row: &ListRow, compare: &Compare) {
-        if self.deleted.contains_key(&row.id) {
+        if let Some(deletion) = self.deleted.get(&row.id) {
+            if deletion.told_at_ns.is_some() {
+                return;
+            }
+            self.deleted.remove(&row.id);
+        }
+        if !self.containers.contains_key(&row.id) {
+            let tracked = Tracked::new(source.clone(), row.kind);
+            self.containers.insert(row.id.clone(), tracked);
+        }
+        if !self.is_owner(source, &row.id) {
             return;
         }
-        let tracked = self
-            .containers
-            .entry(row.id.clone())
-            .or_insert_with(|| Tracked::new(source.clone(), row.kind));
-        if tracked.owner != *source {
+        let Some(tracked) = self.containers.get_mut(&row.id) else {
             return;
-        }
+        };
+        let puts_record = compare.refresh && self.settings.records_refresh_ms.is_none();
         let is_newer_than_list =
-            tracked.touched_list >= compare.serial && tracked.touched_list != 0;
+            tracked.life.touched_list >= compare.serial && tracked.life.touched_list != 0;
+        let is_known = is_newer_than_list || is_as_before(tracked, row, compare.gap);
+        if !is_known {
+            tracked.life.asked_fingerprint = Some(row.fingerprint);
+            tracked.life.is_forced |= compare.gap;
+        }
+        if !is_known || tracked.is_awaited() {
+            tracked.life.is_record_due |= puts_record;
+        } else if puts_record {
+            self.publish_record(&row.id);
+        }
         if is_newer_than_list {
             return;
         }
-        let is_known = tracked.is_told()
-            && tracked.fingerprint == Some(row.fingerprint)
-            && !tracked.stale
-            && !(compare.gap && !row.state.is_live());
         if !is_known {
-            tracked.asked_fingerprint = Some(row.fingerprint);
             self.ask(&row.id);
+        } else if compare.gap || compare.refresh {
+            self.read_processes(&row.id);
+        }
+    }
+
+    fn read_processes(&mut self, id: &ContainerId) {
+        let Some(tracked) = self.containers.get(id) else {
             return;
-        }
-        if (compare.gap || compare.refresh)
-            && let Some(pid) = tracked.open_pid()
-        {
-            self.effects.push(Effect::ReadProcess {
-                id: row.id.clone(),
-                pid,
-            });
-        }
-        if compare.refresh && self.settings.records_refresh_ms.is_none() {
-            self.publish_record(&row.id);
+        };
+        for pid in tracked.pids() {
+            let id = id.clone();
+            self.effects.push(Effect::ReadProcess { id, pid });
         }
     }
 
@@ -217,10 +287,11 @@ impl Reconciler {
             .containers
             .iter()
             .filter(|(id, tracked)| {
+                let touched = tracked.life.touched_list;
                 tracked.owner == *source
                     && !listed.contains(id)
                     && !tracked.is_awaited()
-                    && (tracked.touched_list < serial || tracked.touched_list == 0)
+                    && (touched < serial || touched == 0)
             })
             .map(|(id, _)| id.clone())
             .collect();
@@ -233,87 +304,46 @@ impl Reconciler {
         if self.containers.get(id).is_some_and(Tracked::has_story) {
             self.conclude(id, Origin::Resync, reason);
         } else {
-            self.containers.remove(id);
+            self.drop_untold(id);
         }
     }
 
-    fn compare_overlay(&mut self, source: &SourceId, rows: &[ListRow]) {
-        for row in rows {
-            let Some(tracked) = self.containers.get_mut(&row.id) else {
-                continue;
+    /// At the start: how long the runtimes were away before, as far as that was seen.
+    pub(super) fn count_away(&mut self, last_alive_ms: u64) {
+        for source in self.sources.values_mut() {
+            source.away_ms = match source.away_since_ms {
+                0 => 0,
+                since_ms => last_alive_ms.saturating_sub(since_ms),
             };
-            let is_known = tracked.overlay.as_ref().is_some_and(|overlay| {
-                overlay.source == *source && overlay.fingerprint == Some(row.fingerprint)
-            });
-            if !is_known {
-                tracked.asked_overlay = Some(row.fingerprint);
-                self.effects.push(Effect::Inspect {
-                    source: source.clone(),
-                    id: row.id.clone(),
-                    kind: row.kind,
-                });
-            }
-        }
-    }
-
-    /// Asks cri-dockerd about one of Docker's containers that is new and by its labels one of its own.
-    pub(super) fn ask_overlay(&mut self, id: &ContainerId) {
-        let Some(container) = self.containers.get(id).and_then(Tracked::container) else {
-            return;
-        };
-        let is_kubernetes = KUBERNETES_LABELS
-            .iter()
-            .any(|label| container.labels.contains_key(*label));
-        if !is_kubernetes || container.runtime != crate::model::RuntimeType::Docker {
-            return;
-        }
-        let is_sandbox = container
-            .labels
-            .get(KUBERNETES_LABELS[0])
-            .map(String::as_str)
-            == Some("podsandbox");
-        let kind = if is_sandbox {
-            crate::model::ContainerKind::Sandbox
-        } else {
-            crate::model::ContainerKind::Container
-        };
-        let overlay = self
-            .sources
-            .iter()
-            .find(|(_, source)| source.up && source.is_overlay())
-            .map(|(id, _)| id.clone());
-        if let Some(source) = overlay {
-            self.effects.push(Effect::Inspect {
-                source,
-                id: id.clone(),
-                kind,
-            });
         }
     }
 
     /// Looks after the runtimes that are away: their processes may end unseen, and one day they are forgotten.
-    pub(super) fn check_away(&mut self) {
+    pub(super) fn check_away(&mut self, elapsed_ms: u64) {
         let mut forgotten = Vec::new();
+        let mut away = Vec::new();
         for (id, source) in &mut self.sources {
             if source.up {
-                source.last_up_ms = self.now_ms;
                 continue;
             }
-            let away_ms = self.now_ms.saturating_sub(source.last_up_ms);
-            if away_ms >= self.settings.forget_after_ms.max(AWAY_CHECK_MS) {
+            source.away_ms += elapsed_ms;
+            if source.away_since_ms == 0 {
+                source.away_since_ms = self.now_ms;
+                self.effects
+                    .push(Effect::SaveRow(RowKey::Source(id.clone())));
+            }
+            if source.away_ms >= self.settings.forget_after_ms {
                 forgotten.push(id.clone());
-                continue;
+            } else {
+                let owned = self
+                    .containers
+                    .iter()
+                    .filter(|(_, tracked)| tracked.owner == *id);
+                away.extend(owned.map(|(id, _)| id.clone()));
             }
-            for (container, tracked) in &self.containers {
-                if tracked.owner == *id
-                    && let Some(pid) = tracked.open_pid()
-                {
-                    self.effects.push(Effect::ReadProcess {
-                        id: container.clone(),
-                        pid,
-                    });
-                }
-            }
+        }
+        for id in away {
+            self.read_processes(&id);
         }
         for id in forgotten {
             self.forget_source(&id);
@@ -337,9 +367,20 @@ impl Reconciler {
     }
 }
 
-/// What a list is compared with.
-struct Compare {
-    serial: u64,
-    gap: bool,
-    refresh: bool,
+/// Whether a row tells nothing that is not known.
+fn is_as_before(tracked: &Tracked, row: &ListRow, gap: bool) -> bool {
+    let has_run = tracked.run.is_some();
+    let is_agreed = match row.state {
+        State::Running | State::Paused => has_run,
+        State::Created | State::Restarting | State::Removing | State::Exited | State::Dead => {
+            !has_run
+        }
+        State::Unknown => true,
+    };
+    let may_hide_runs = gap && !(row.state.is_live() && tracked.open_pid().is_some());
+    tracked.is_told()
+        && tracked.fingerprint == Some(row.fingerprint)
+        && !tracked.life.is_stale
+        && is_agreed
+        && !may_hide_runs
 }

@@ -16,26 +16,39 @@
 //!    namespace by then.
 //! 6. Every namespace token that comes in with a [`Process`] is held by one mapping or released.
 //!
-//! There are four parts: this file (the grammar and the dispatch), `container.rs` (the story of one container),
-//! `listing.rs` (lists and resyncs) and `namespace.rs` (mappings).
+//! Where to look: `grammar.rs` says what comes in and what is to be done; this file dispatches, opens an epoch and
+//! keeps the time; `container.rs` is what is known of one container, `inspect.rs` what is asked about it,
+//! `runs.rs` (a function of what was said) puts its runs in order, `story.rs` tells them, `process.rs` takes what
+//! is read of its processes; `overlay.rs` is cri-dockerd; `listing.rs` compares lists; `namespace.rs` maps.
 
 mod container;
+mod grammar;
+mod inspect;
 mod listing;
 mod namespace;
+mod overlay;
+mod process;
+mod runs;
+mod story;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 pub use container::Tracked;
+pub use grammar::{
+    Counters, Effect, FdToken, Identity, InspectOutcome, ListOutcome, Observation, Process,
+    ProcessReading, Restored, Row, RowKey, Settings,
+};
+pub use listing::Source;
 pub use namespace::{NamespaceRow, Phase};
 
 use crate::model::message::{Delta, Message, Op, Origin, RuntimeSource};
 use crate::model::record::Fields;
-use crate::model::{Container, ContainerId, ContainerKind, ListRow, RuntimeEvent, SourceId};
+use crate::model::{ContainerId, SourceId};
+use runs::End;
+use story::Round;
 
-/// How long the id of a deleted container is remembered, so that a late list does not revive it.
+/// How long the id of a deleted container is remembered, so that nothing late revives it.
 const DELETED_REMEMBERED_MS: u64 = 10 * 60 * 1_000;
 /// Most ids of deleted containers that are remembered.
 const DELETED_REMEMBERED_MAX: usize = 65_536;
@@ -43,325 +56,8 @@ const DELETED_REMEMBERED_MAX: usize = 65_536;
 const OPENING_MS_MAX: u64 = 30_000;
 /// How often the processes of a runtime that is away are looked at.
 const AWAY_CHECK_MS: u64 = 10_000;
-
-/// Who we are, for one life of the process.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// `/proc/sys/kernel/random/boot_id`.
-    pub boot_id: Arc<str>,
-    /// The number of the host's own PID namespace.
-    pub host_pns_inode: u64,
-    /// The epoch before this one, where it is known.
-    pub previous_epoch: Option<Arc<str>>,
-}
-
-/// What can be set.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// How long a mapping stays after its namespace ended, counted from that put's acknowledgement.
-    pub linger_ms: u64,
-    /// Most mappings that linger at once.
-    pub held_max: usize,
-    /// How often an unchanged mapping is put again.
-    pub pns_refresh_ms: u64,
-    /// How often an unchanged record is put again; `None`: at every resync.
-    pub records_refresh_ms: Option<u64>,
-    /// After how long an endpoint that is away is forgotten.
-    pub forget_after_ms: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            linger_ms: 10 * 60 * 1_000,
-            held_max: 4_096,
-            pns_refresh_ms: 60 * 60 * 1_000,
-            records_refresh_ms: None,
-            forget_after_ms: 24 * 60 * 60 * 1_000,
-        }
-    }
-}
-
-/// Names an open namespace fd that the collector holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FdToken(pub u64);
-
-/// A process as it was read, pinned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Process {
-    /// Its pid in the host's PID namespace.
-    pub pid: u32,
-    /// Its start in clock ticks since boot.
-    pub start_ticks: u64,
-    /// The same in unix milliseconds, less one tick.
-    pub started_at_ms: u64,
-    /// The number of its PID namespace.
-    pub pns_inode: u64,
-    /// The kernel's id of it.
-    pub pns_id: Option<u64>,
-    /// The number of its mount namespace; 0 where it could not be read.
-    pub mnt_ns: u64,
-    /// Its cgroup's path.
-    pub cgroup: Box<str>,
-    /// Whether it is pid 1 of its namespace.
-    pub is_init: bool,
-    /// The fd that keeps the namespace's number from being given out again.
-    pub fd: Option<FdToken>,
-}
-
-/// What reading a process gave.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ProcessReading {
-    /// It lives.
-    Alive(Box<Process>),
-    /// There is no such process (any more), or it is another one.
-    Dead,
-    /// It may live, but may not be read.
-    Denied,
-}
-
-/// What an inspect gave.
-#[derive(Clone, Debug)]
-pub enum InspectOutcome {
-    /// The container, and its init process where it says one.
-    Found {
-        /// As the runtime says.
-        container: Box<Container>,
-        /// As the process table says; `None` where the runtime names no pid.
-        process: Option<ProcessReading>,
-    },
-    /// The runtime does not know it.
-    Gone,
-    /// The runtime did not answer.
-    Failed,
-}
-
-/// What a list gave.
-#[derive(Clone, Debug)]
-pub enum ListOutcome {
-    /// Everything that is there.
-    Complete(Vec<ListRow>),
-    /// Some of what is there.
-    Partial(Vec<ListRow>),
-    /// No answer.
-    Failed,
-}
-
-/// What comes in.
-#[derive(Clone, Debug)]
-pub enum Observation {
-    /// The process has started, with the state as it was left. Comes first, once.
-    Began {
-        /// The last moment of the earlier life, for what ended in between.
-        last_alive_ms: u64,
-        /// Mappings of the state whose put is still owed to the bus.
-        owed: BTreeSet<(u64, u64)>,
-    },
-    /// A runtime is watched from now on; an epoch's opening waits for its first list, or for its absence.
-    SourceExpected {
-        /// Which.
-        source: SourceId,
-    },
-    /// A runtime answers, and its stream, if it has one, is subscribed to.
-    SourceUp {
-        /// Which.
-        source: SourceId,
-        /// Who answers.
-        runtime: RuntimeSource,
-        /// Whether it has a stream.
-        streaming: bool,
-    },
-    /// A runtime is away. Lists and inspects that are under way will not be answered.
-    SourceDown {
-        /// Which.
-        source: SourceId,
-    },
-    /// A runtime is no longer configured.
-    SourceForgotten {
-        /// Which.
-        source: SourceId,
-    },
-    /// A stream lost something.
-    StreamGap {
-        /// Which.
-        source: SourceId,
-    },
-    /// The list that was asked for is being made from now on.
-    ListBegan {
-        /// Which.
-        source: SourceId,
-    },
-    /// The list that was asked for.
-    ListDone {
-        /// Which.
-        source: SourceId,
-        /// What it gave.
-        outcome: ListOutcome,
-    },
-    /// A stream told something.
-    Event {
-        /// Which.
-        source: SourceId,
-        /// What.
-        event: RuntimeEvent,
-    },
-    /// The inspect that was asked for.
-    Inspected {
-        /// Which.
-        source: SourceId,
-        /// Which container.
-        id: ContainerId,
-        /// What it gave.
-        outcome: InspectOutcome,
-    },
-    /// The process that was asked for, or (a hint) a process of a container that is about to start.
-    Process {
-        /// Which container.
-        id: ContainerId,
-        /// Which pid.
-        pid: u32,
-        /// What was read.
-        reading: ProcessReading,
-    },
-    /// The bus has the newest put of a mapping.
-    MappingAcked {
-        /// The namespace's number.
-        pns_inode: u64,
-        /// Which namespace of that number.
-        generation: u64,
-    },
-    /// The bus has the tombstone of a mapping.
-    TombstoneAcked {
-        /// The namespace's number.
-        pns_inode: u64,
-        /// Which namespace of that number.
-        generation: u64,
-    },
-    /// Deltas were lost from the outbox: everything is to be told anew.
-    SnapshotDue,
-    /// It is time for a full resync.
-    ResyncDue,
-    /// It is time to list one runtime (one without a stream).
-    ListDue {
-        /// Which.
-        source: SourceId,
-    },
-    /// Time has passed.
-    Tick,
-}
-
-/// A row of the state.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RowKey {
-    /// A container.
-    Container(ContainerId),
-    /// A mapping, by the namespace's number.
-    Namespace(u64),
-    /// A runtime.
-    Source(SourceId),
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Owed to the bus.
-    Publish(Message),
-    /// The row changed; [`Reconciler::row`] gives it, or nothing where it is to be forgotten.
-    SaveRow(RowKey),
-    /// List a runtime.
-    List {
-        /// Which.
-        source: SourceId,
-    },
-    /// Inspect a container.
-    Inspect {
-        /// At which runtime.
-        source: SourceId,
-        /// Which.
-        id: ContainerId,
-        /// What it is.
-        kind: ContainerKind,
-    },
-    /// Look at a process, and answer with [`Observation::Process`].
-    ReadProcess {
-        /// Whose.
-        id: ContainerId,
-        /// Which.
-        pid: u32,
-    },
-    /// Close a namespace's fd.
-    ReleaseNamespace(FdToken),
-}
-
-/// What is kept of a runtime.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Source {
-    pub(crate) runtime: Arc<RuntimeSource>,
-    pub(crate) last_up_ms: u64,
-    #[serde(skip)]
-    pub(crate) up: bool,
-    #[serde(skip)]
-    pub(crate) streaming: bool,
-    #[serde(skip)]
-    pub(crate) list: listing::ListState,
-    /// What is not running is to be inspected once: a gap in the stream may hide whole runs.
-    #[serde(skip)]
-    pub(crate) gap: bool,
-    /// Every container of the next list is to have its record put again.
-    #[serde(skip)]
-    pub(crate) refresh: bool,
-    /// It has been listed whole in this life of the process.
-    #[serde(skip)]
-    pub(crate) listed_once: bool,
-}
-
-impl Source {
-    /// Whether it only lends names to the containers of Docker (cri-dockerd).
-    fn is_overlay(&self) -> bool {
-        self.runtime.runtime == crate::model::RuntimeType::Cri && &*self.runtime.name == "docker"
-    }
-}
-
-/// A row of the state with its content.
-#[derive(Clone, Debug)]
-pub enum Row<'a> {
-    /// A container.
-    Container(&'a Tracked),
-    /// A mapping.
-    Namespace(&'a NamespaceRow),
-    /// A runtime.
-    Source(&'a Source),
-}
-
-/// The state as the outbox gives it back.
-#[derive(Clone, Debug, Default)]
-pub struct Restored {
-    /// Containers by id.
-    pub containers: BTreeMap<ContainerId, Tracked>,
-    /// Mappings by the namespace's number.
-    pub namespaces: BTreeMap<u64, NamespaceRow>,
-    /// Runtimes.
-    pub sources: BTreeMap<SourceId, Source>,
-    /// The newest delta.
-    pub seq: u64,
-    /// The newest resync.
-    pub package_seq: u64,
-    /// The newest generation of a mapping.
-    pub generation: u64,
-    /// Whether the epoch's opening has been told to its end.
-    pub opened: bool,
-}
-
-/// Figures for the status and for metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Changes that a list found and that no event of a stream had told.
-    pub missed: u64,
-    /// Events that were doubled or too late to matter.
-    pub ignored_events: u64,
-    /// Mappings that were ended before their linger was over, because too many lingered.
-    pub evicted: u64,
-}
+/// The most that counts as passed between two observations: more is a clock that was set.
+const STEP_MS_MAX: u64 = 60_000;
 
 /// The state machine. See the module's documentation.
 #[derive(Debug)]
@@ -373,18 +69,29 @@ pub struct Reconciler {
     expected: BTreeSet<SourceId>,
     containers: BTreeMap<ContainerId, Tracked>,
     namespaces: BTreeMap<u64, NamespaceRow>,
-    deleted: BTreeMap<ContainerId, u64>,
-    deleted_order: VecDeque<ContainerId>,
-    /// Containers that wait for time to pass: a repeated inspect, a deletion that is not yet told.
+    deleted: BTreeMap<ContainerId, Deletion>,
+    deleted_order: VecDeque<(ContainerId, u64)>,
+    /// Containers that wait for time to pass, until this moment of [`uptime_ms`](Self::uptime_ms).
     waiting: BTreeMap<ContainerId, u64>,
     seq: u64,
     package_seq: u64,
     generation: u64,
     opening: Opening,
-    next_away_check_ms: u64,
+    away_checked_ms: u64,
     counters: Counters,
     effects: Vec<Effect>,
     now_ms: u64,
+    /// How long this life has lasted: it goes on with `now_ms`, but steps neither back nor far ahead.
+    uptime_ms: u64,
+}
+
+/// What is remembered of a container whose deletion was told.
+#[derive(Clone, Debug)]
+struct Deletion {
+    /// When it was told, by [`Reconciler::uptime_ms`].
+    at_ms: u64,
+    /// The time of the event that told it; `None` where it was found by comparing, and a list may revive it.
+    told_at_ns: Option<u64>,
 }
 
 /// Whether the epoch's opening has been told.
@@ -392,7 +99,7 @@ pub struct Reconciler {
 enum Opening {
     /// `epoch` is still to be sent.
     Unopened,
-    /// `epoch` is sent; containers that are found are snapshots, until this moment at the latest.
+    /// `epoch` is sent; containers that are found are snapshots, until this uptime at the latest.
     Until(u64),
     /// `snapshot_end` is sent.
     Done,
@@ -419,15 +126,19 @@ impl Reconciler {
             } else {
                 Opening::Unopened
             },
-            next_away_check_ms: 0,
+            away_checked_ms: 0,
             counters: Counters::default(),
             effects: Vec::new(),
             now_ms: 0,
+            uptime_ms: 0,
         }
     }
 
     /// Takes one observation and says what is to be done, in order. `now_ms` is unix time; it may step.
     pub fn handle(&mut self, observation: Observation, now_ms: u64) -> Vec<Effect> {
+        if self.now_ms != 0 {
+            self.uptime_ms += now_ms.saturating_sub(self.now_ms).min(STEP_MS_MAX);
+        }
         self.now_ms = now_ms;
         match observation {
             Observation::Began {
@@ -541,27 +252,63 @@ impl Reconciler {
     }
 
     fn begin(&mut self, last_alive_ms: u64, owed: &BTreeSet<(u64, u64)>) {
+        self.settle_owed(owed);
+        self.end_earlier_namespaces(last_alive_ms);
         if self.opening == Opening::Unopened {
             let previous_epoch = self.identity.previous_epoch.clone();
-            self.opening = Opening::Until(self.now_ms + OPENING_MS_MAX);
+            self.opening = Opening::Until(self.uptime_ms + OPENING_MS_MAX);
             let delta = self.bare_delta(Op::Epoch);
             self.publish_delta(Delta {
                 previous_epoch,
                 ..delta
             });
+            self.snapshot_told();
         }
-        self.end_earlier_boot(last_alive_ms);
-        self.settle_owed(owed);
-        let runs: Vec<_> = self
-            .containers
-            .iter()
-            .filter_map(|(id, tracked)| Some((id.clone(), tracked.open_pid()?)))
-            .collect();
-        for (id, pid) in runs {
-            self.effects.push(Effect::ReadProcess { id, pid });
-        }
+        self.end_earlier_runs(last_alive_ms);
+        self.count_away(last_alive_ms);
         for tracked in self.containers.values_mut() {
-            tracked.last_alive_ms = last_alive_ms;
+            tracked.life.last_alive_ms = last_alive_ms;
+        }
+        for (id, tracked) in &self.containers {
+            for pid in tracked.pids() {
+                let id = id.clone();
+                self.effects.push(Effect::ReadProcess { id, pid });
+            }
+        }
+    }
+
+    /// Ends every run of an earlier boot.
+    fn end_earlier_runs(&mut self, last_alive_ms: u64) {
+        let boot_id = Arc::clone(&self.identity.boot_id);
+        let ids: Vec<_> = self.containers.keys().cloned().collect();
+        for id in ids {
+            let Some(mut tracked) = self.containers.remove(&id) else {
+                continue;
+            };
+            tracked.hint.take_if(|hint| hint.boot_id != boot_id);
+            let is_earlier = |run: &container::Run| run.boot_id != boot_id;
+            let base = tracked.container().cloned();
+            if let Some(base) = base
+                && tracked.run.as_ref().is_some_and(is_earlier)
+            {
+                tracked.fingerprint = None;
+                if let Some(newest) = &mut tracked.newest {
+                    newest.process = None;
+                }
+                let end = End {
+                    at_ns: last_alive_ms * 1_000_000,
+                    exit_code: None,
+                    event_ns: None,
+                };
+                let round = Round::of_resync("reboot");
+                self.tell_stop(&mut tracked, &base, &end, false, &round);
+                self.effects
+                    .push(Effect::SaveRow(RowKey::Container(id.clone())));
+                self.containers.insert(id.clone(), tracked);
+                self.publish_record(&id);
+            } else {
+                self.containers.insert(id, tracked);
+            }
         }
     }
 
@@ -579,40 +326,25 @@ impl Reconciler {
                 .containers
                 .values()
                 .all(|tracked| !tracked.is_awaited());
-        if listed || self.now_ms >= deadline_ms {
+        if listed || self.uptime_ms >= deadline_ms {
             self.opening = Opening::Done;
             let delta = self.bare_delta(Op::SnapshotEnd);
             self.publish_delta(delta);
         }
     }
 
-    fn is_opening(&self) -> bool {
-        self.opening != Opening::Done
-    }
-
     fn snapshot_all(&mut self) {
-        let told: Vec<_> = self
-            .containers
-            .iter()
-            .filter(|(_, tracked)| tracked.is_told())
-            .map(|(id, tracked)| (id.clone(), tracked.fields()))
-            .collect();
-        for (id, fields) in told {
-            let source = self.source_of(&id);
-            let delta = self.bare_delta(Op::Snapshot);
-            self.publish_delta(Delta {
-                source,
-                fields: Some(fields),
-                ..delta
-            });
-        }
+        self.snapshot_told();
         let delta = self.bare_delta(Op::SnapshotEnd);
         self.publish_delta(delta);
     }
 
-    fn source_of(&self, id: &ContainerId) -> Option<Arc<RuntimeSource>> {
-        let owner = self.containers.get(id)?.owner();
-        Some(Arc::clone(&self.sources.get(owner)?.runtime))
+    fn snapshot_told(&mut self) {
+        let containers = std::mem::take(&mut self.containers);
+        for tracked in containers.values().filter(|tracked| tracked.is_told()) {
+            self.publish_snapshot(tracked);
+        }
+        self.containers = containers;
     }
 
     fn bare_delta(&self, op: Op) -> Delta {
@@ -648,7 +380,7 @@ impl Reconciler {
         if !tracked.is_told() {
             return;
         }
-        tracked.record_put_ms = self.now_ms;
+        tracked.life.record_put_ms = self.now_ms;
         let message = Message::Record {
             id: id.clone(),
             fields: tracked.fields(),
@@ -662,27 +394,18 @@ impl Reconciler {
         let due: Vec<_> = self
             .waiting
             .iter()
-            .filter(|(_, at_ms)| **at_ms <= self.now_ms)
+            .filter(|(_, at_ms)| **at_ms <= self.uptime_ms)
             .map(|(id, _)| id.clone())
             .collect();
         for id in due {
             self.waiting.remove(&id);
             self.wake(&id);
         }
-        while let Some(oldest) = self.deleted_order.front() {
-            let at_ms = self.deleted.get(oldest).copied().unwrap_or(0);
-            let keep = self.now_ms < at_ms.saturating_add(DELETED_REMEMBERED_MS)
-                && self.deleted_order.len() <= DELETED_REMEMBERED_MAX;
-            if keep {
-                break;
-            }
-            if let Some(oldest) = self.deleted_order.pop_front() {
-                self.deleted.remove(&oldest);
-            }
-        }
-        if self.now_ms >= self.next_away_check_ms {
-            self.next_away_check_ms = self.now_ms + AWAY_CHECK_MS;
-            self.check_away();
+        self.forget_deleted();
+        let elapsed_ms = self.uptime_ms - self.away_checked_ms;
+        if elapsed_ms >= AWAY_CHECK_MS {
+            self.away_checked_ms = self.uptime_ms;
+            self.check_away(elapsed_ms);
         }
         self.refresh_records();
         self.tick_namespaces();
@@ -695,7 +418,11 @@ impl Reconciler {
         let due: Vec<_> = self
             .containers
             .iter()
-            .filter(|(_, tracked)| self.now_ms >= tracked.record_put_ms.saturating_add(refresh_ms))
+            .filter(|(_, tracked)| {
+                // A put in the future is one from before the clock was set back.
+                let put_ms = tracked.life.record_put_ms;
+                put_ms > self.now_ms || self.now_ms >= put_ms.saturating_add(refresh_ms)
+            })
             .map(|(id, _)| id.clone())
             .collect();
         for id in due {
@@ -703,9 +430,28 @@ impl Reconciler {
         }
     }
 
-    fn remember_deleted(&mut self, id: &ContainerId) {
-        if self.deleted.insert(id.clone(), self.now_ms).is_none() {
-            self.deleted_order.push_back(id.clone());
+    fn remember_deleted(&mut self, id: &ContainerId, told_at_ns: Option<u64>) {
+        let at_ms = self.uptime_ms;
+        self.deleted
+            .insert(id.clone(), Deletion { at_ms, told_at_ns });
+        self.deleted_order.push_back((id.clone(), at_ms));
+    }
+
+    fn forget_deleted(&mut self) {
+        while let Some((_, at_ms)) = self.deleted_order.front() {
+            let is_kept = self.uptime_ms < at_ms + DELETED_REMEMBERED_MS
+                && self.deleted_order.len() <= DELETED_REMEMBERED_MAX;
+            if is_kept {
+                break;
+            }
+            if let Some((oldest, at_ms)) = self.deleted_order.pop_front()
+                && self
+                    .deleted
+                    .get(&oldest)
+                    .is_some_and(|deletion| deletion.at_ms == at_ms)
+            {
+                self.deleted.remove(&oldest);
+            }
         }
     }
 }

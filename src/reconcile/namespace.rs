@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::container::{Run, Tracked};
 use super::{Effect, FdToken, Process, Reconciler, RowKey};
 use crate::model::message::{Mapping, Member, Message};
 use crate::model::{Container, ContainerId, ContainerKind};
@@ -171,26 +172,23 @@ impl Reconciler {
     }
 
     /// Takes a container's process out of its namespace; the last one, and pid 1 of it, ends the mapping.
-    pub(super) fn leave_namespace(&mut self, id: &ContainerId, inode: Option<u64>, ended_ms: u64) {
-        let Some(row) = inode.and_then(|inode| self.namespaces.get_mut(&inode)) else {
+    pub(super) fn leave_namespace(&mut self, id: &ContainerId, run: &Run, ended_ms: u64) {
+        let (Some(inode), Some(key)) = (run.pns_inode, run.process_key()) else {
             return;
         };
-        let inode = row.mapping.pns_inode;
-        let left = row
-            .mapping
-            .members
-            .iter()
-            .find(|member| member.container_id == *id)
-            .map(|member| member.is_init);
-        let (Some(was_init), Phase::Live) = (left, row.phase) else {
+        let Some(row) = self.namespaces.get_mut(&inode) else {
+            return;
+        };
+        let is_of_run =
+            |member: &Member| member.container_id == *id && (member.pid, member.start_ticks) == key;
+        let left = row.mapping.members.iter().find(|member| is_of_run(member));
+        let (Some(was_init), Phase::Live) = (left.map(|member| member.is_init), row.phase) else {
             return;
         };
         if was_init || row.mapping.members.len() == 1 {
             self.end_namespace(inode, ended_ms);
         } else {
-            row.mapping
-                .members
-                .retain(|member| member.container_id != *id);
+            row.mapping.members.retain(|member| !is_of_run(member));
             self.put(inode, false);
         }
     }
@@ -221,13 +219,23 @@ impl Reconciler {
     }
 
     /// A container in a namespace has another name or image.
-    pub(super) fn rename_member(&mut self, inode: u64, told: &Container) {
-        let Some(row) = self.namespaces.get_mut(&inode) else {
+    pub(super) fn rename_member(&mut self, tracked: &Tracked) {
+        let Some(told) = tracked.container() else {
             return;
         };
-        let mut is_changed = false;
-        for member in &mut row.mapping.members {
-            if member.container_id == told.id {
+        let runs = [&tracked.run, &tracked.hint];
+        let inodes: BTreeSet<u64> = runs
+            .into_iter()
+            .filter_map(|run| run.as_ref()?.pns_inode)
+            .collect();
+        for inode in inodes {
+            let Some(row) = self.namespaces.get_mut(&inode) else {
+                continue;
+            };
+            let is_live = row.phase == Phase::Live;
+            let members = row.mapping.members.iter_mut();
+            let mut is_changed = false;
+            for member in members.filter(|member| is_live && member.container_id == told.id) {
                 member.container_name = told.name.as_str().into();
                 member.image_name = told.image_name.as_str().into();
                 member.kind = told.kind;
@@ -235,9 +243,9 @@ impl Reconciler {
                 member.pod.clone_from(&told.pod);
                 is_changed = true;
             }
-        }
-        if is_changed {
-            self.put(inode, false);
+            if is_changed {
+                self.put(inode, false);
+            }
         }
     }
 
@@ -295,26 +303,52 @@ impl Reconciler {
     }
 
     pub(super) fn tick_namespaces(&mut self) {
-        let mut lingering: Vec<(u64, u64)> = self
+        let over: Vec<u64> = self
             .namespaces
-            .iter()
-            .filter_map(|(inode, row)| match row.phase {
-                Phase::Lingering(since_ms) => Some((since_ms, *inode)),
-                Phase::Live | Phase::Ended | Phase::Buried => None,
+            .iter_mut()
+            .filter_map(|(inode, row)| {
+                let Phase::Lingering(since_ms) = &mut row.phase else {
+                    return None;
+                };
+                // A clock that was set back makes no mapping linger longer.
+                *since_ms = (*since_ms).min(self.now_ms);
+                let until_ms = since_ms.saturating_add(self.settings.linger_ms);
+                (self.now_ms >= until_ms).then_some(*inode)
             })
             .collect();
-        lingering.sort_unstable();
-        let surplus = lingering.len().saturating_sub(self.settings.held_max);
-        for (index, (since_ms, inode)) in lingering.into_iter().enumerate() {
-            let is_over = self.now_ms >= since_ms.saturating_add(self.settings.linger_ms);
-            if index < surplus && !is_over {
+        for inode in over {
+            self.bury(inode);
+        }
+        self.evict();
+        self.refresh_namespaces();
+    }
+
+    /// Lets the oldest namespaces go where too many that have ended are held.
+    fn evict(&mut self) {
+        let mut held: Vec<(u64, u64)> = self
+            .namespaces
+            .iter()
+            .filter(|(_, row)| row.phase != Phase::Live)
+            .filter(|(_, row)| row.fd.is_some() || row.phase != Phase::Buried)
+            .map(|(inode, row)| (row.mapping.valid_to_ms.unwrap_or(0), *inode))
+            .collect();
+        let surplus = held.len().saturating_sub(self.settings.held_max);
+        if surplus == 0 {
+            return;
+        }
+        held.sort_unstable();
+        for (_, inode) in held.into_iter().take(surplus) {
+            let Some(row) = self.namespaces.get_mut(&inode) else {
+                continue;
+            };
+            let fd = row.fd.take();
+            let is_buried = row.phase == Phase::Buried;
+            self.release_fd(fd);
+            if !is_buried {
                 self.counters.evicted += 1;
-            }
-            if index < surplus || is_over {
                 self.bury(inode);
             }
         }
-        self.refresh_namespaces();
     }
 
     fn bury(&mut self, inode: u64) {
@@ -341,9 +375,13 @@ impl Reconciler {
                 let slot_ms = inode.wrapping_mul(0x9E37_79B9_7F4A_7C15) % refresh_ms;
                 let newest_slot_ms =
                     now_ms.saturating_sub(slot_ms) / refresh_ms * refresh_ms + slot_ms;
-                row.phase != Phase::Buried
-                    && row.put_ms < newest_slot_ms
-                    && newest_slot_ms <= now_ms
+                let is_settled = match row.phase {
+                    Phase::Live | Phase::Lingering(_) => true,
+                    Phase::Ended | Phase::Buried => false,
+                };
+                let is_due = row.put_ms < newest_slot_ms && newest_slot_ms <= now_ms;
+                // A put in the future is one from before the clock was set back.
+                is_settled && (is_due || row.put_ms > now_ms)
             })
             .map(|(inode, row)| (*inode, row.put_ms))
             .collect();

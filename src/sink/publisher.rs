@@ -121,7 +121,12 @@ impl Publisher {
                     None => return,
                 },
                 () = committed => {}
-                () = self.finish.cancelled() => return,
+                () = self.finish.cancelled() => break,
+            }
+        }
+        while let Ok(status) = self.status.try_recv() {
+            if requests.send(status).await.is_err() {
+                return;
             }
         }
     }

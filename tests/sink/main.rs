@@ -1,1 +1,11 @@
-//! The sinks against real brokers.
+//! The sinks against real brokers, started by `tests/lab/lab` in a folder of their own.
+//!
+//! Without the lab's brokers the tests say what they skip; with `CI=true` they fail instead.
+
+mod drive;
+mod kafka;
+mod kafka_faults;
+mod lab;
+mod latency;
+mod nats;
+mod nats_faults;

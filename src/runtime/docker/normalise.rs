@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::exit_labels::EXIT_CODE_ATTRIBUTE;
-use super::wire::{Details, Event, Row, Version};
+use super::wire::{Attributes, Details, Event, Row, Version};
 use crate::model::{
     Container, ContainerId, ContainerKind, EventKind, ListRow, Pod, RuntimeEvent, RuntimeType,
     State,
@@ -228,14 +228,48 @@ pub(super) fn event(event: &Event) -> Result<Option<RuntimeEvent>, &'static str>
         (_, Some(s)) => u64::try_from(s).unwrap_or(0).saturating_mul(1_000_000_000),
         (_, None) => 0,
     };
+    let kind = kind(attributes.and_then(|said| said.kubernetes_type.0.as_deref()));
+    let facts = attributes
+        .filter(|_| what == EventKind::Created)
+        .map(|said| Box::new(facts(&id, kind, at_ns, said)));
     Ok(Some(RuntimeEvent {
         id,
-        kind: kind(attributes.and_then(|said| said.kubernetes_type.0.as_deref())),
+        kind,
         what,
         at_ns,
         exit_code,
-        facts: None,
+        facts,
     }))
+}
+
+/// What the event of its creation says of a container, for one that is gone before it can be inspected. Which
+/// labels it has cannot be told: an event's attributes mix them with its own.
+fn facts(id: &ContainerId, kind: ContainerKind, at_ns: u64, said: &Attributes) -> Container {
+    let image_name = said.image.text();
+    Container {
+        id: id.clone(),
+        name: name(said.name.text()),
+        kind,
+        runtime: RuntimeType::Docker,
+        runtime_name: "".into(),
+        runtime_version: "".into(),
+        state: State::Created,
+        image_id: String::new(),
+        image_name: text::bounded(text::bare_digest(image_name)),
+        image_digest: text::bounded(repository_digest(image_name)),
+        pid: None,
+        created_at_ns: at_ns,
+        started_at_ns: None,
+        finished_at_ns: None,
+        exit_code: None,
+        oom_killed: None,
+        restart_count: None,
+        pod: None,
+        pid_mode: String::new(),
+        privileged: None,
+        reason: String::new(),
+        labels: std::collections::BTreeMap::new(),
+    }
 }
 
 /// The name itself where it is `repo@sha256:…`: an inspect tells no other digest of the repository.

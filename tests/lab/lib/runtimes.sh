@@ -2,7 +2,8 @@
 # containerd, dockerd and podman. Sourced by ../lab.
 #
 # Nothing of the host's network is touched (no bridge, no firewall rules, no forwarding), no configuration below /etc
-# is read, and cgroups are made below one of the lab's own. Pods use the host's network, containers none.
+# is read, and cgroups are made below one of the lab's own. Pods use the host's network, containers none: start them
+# with `--network none`, else Docker looks for its bridge when one is renamed.
 
 # The images that `lab install` builds: busybox, and the same as a pod's pause image.
 readonly BUSYBOX_IMAGE=docker.io/library/busybox:lab PAUSE_IMAGE=docker.io/library/pause:lab

@@ -1,0 +1,66 @@
+# Every target installs what it needs on a Debian machine, as root; elsewhere it says what is missing.
+#
+#   make run       the daemon, with this machine's own runtimes, JSON lines on stdout
+#   make demo      a private Docker, containerd and Kafka; what Quaymaster publishes of them, for a minute
+#   make test      all tests, with real runtimes and brokers
+#   make check     format, lints, documentation
+#   make bench     measurements, as ratios
+#   make install   what a build needs
+#   make install-lab   the runtimes and brokers that tests, demo and bench start in folders of their own
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+LAB := tests/lab/lab
+CARGO_VERSION_MIN := 1.90
+# What the daemon gets besides `run`, as in `make run ARGS='--bus kafka://localhost:9092'`.
+ARGS ?=
+
+.PHONY: help run demo test check bench install install-lab cargo build
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+run: build
+	@exec target/release/quaymaster run $(ARGS)
+
+demo: build
+	@$(LAB) install containerd2 docker kafka consumers
+	tests/lab/demo
+
+test: install install-lab
+	cargo test --locked --lib --bins
+	cargo test --locked --test it
+	# One lab after another: each has runtimes and brokers of its own, and there may be two cores for all.
+	cargo test --locked --test sink --test e2e -- --test-threads=1
+
+check: install
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+bench: build install-lab
+	@if [[ ! -x benches/run ]]; then echo 'make: there is no benches/run' >&2; exit 1; fi
+	benches/run
+
+build: install
+	cargo build --release --locked
+
+install: cargo
+	@$(LAB) install build
+
+install-lab:
+	@$(LAB) install
+
+cargo:
+	@version=$$(cargo --version 2>/dev/null | sed -n 's/^cargo \([0-9.]*\).*/\1/p' || true)
+	if [[ -z $$version ]]; then
+	  echo 'make: no cargo on the PATH: install Rust $(CARGO_VERSION_MIN) or later (https://rustup.rs)' >&2
+	  exit 69
+	fi
+	if [[ $$(printf '%s\n' $(CARGO_VERSION_MIN) "$$version" | sort -V | head -n 1) != $(CARGO_VERSION_MIN) ]]; then
+	  echo "make: cargo $$version is too old: Rust $(CARGO_VERSION_MIN) or later is needed (rustup update)" >&2
+	  exit 69
+	fi

@@ -1,0 +1,203 @@
+//! A collector with its watches and a sink, in this process, for the benchmarks on real runtimes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use quaymaster::collector::{Input, ObservationSender, Parts, Running, Snapshot};
+use quaymaster::outbox::{Options, Outbox, Owner};
+use quaymaster::procfs::ProcessTable;
+use quaymaster::reconcile::{Identity, Observation, Settings};
+use quaymaster::runtime::Endpoint;
+use quaymaster::runtime::watch::{EndpointFigures, WatchContext, watch as watch_endpoint};
+use quaymaster::sink::publisher::Publisher;
+use quaymaster::sink::{Sink, SinkHealth};
+use quaymaster::wire::{Host, Refresh, Renderer};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long a benchmark waits for anything.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub(crate) struct Daemon {
+    pub(crate) inputs: mpsc::Sender<Input>,
+    pub(crate) snapshot: watch::Receiver<Snapshot>,
+    figures: BTreeMap<String, Arc<EndpointFigures>>,
+    running: Running,
+    context: WatchContext,
+    watches: JoinSet<()>,
+    publisher: tokio::task::JoinHandle<Result<(), quaymaster::sink::SinkError>>,
+    stop: CancellationToken,
+    _directory: tempfile::TempDir,
+}
+
+impl Daemon {
+    pub(crate) async fn start(endpoints: &[Endpoint], sink: Box<dyn Sink>) -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir_in("/var/tmp")?;
+        let processes = Arc::new(ProcessTable::open(std::path::Path::new("/proc"))?);
+        let host_id: Arc<str> = "bench".into();
+        let owner = Owner {
+            host_id: Arc::clone(&host_id),
+            boot_id: "boot".into(),
+            new_epoch: std::fs::read_to_string("/proc/sys/kernel/random/uuid")?
+                .trim()
+                .to_owned(),
+        };
+        let opened = Outbox::open(directory.path(), &owner, Options::default())?;
+        let reader = opened.outbox.reader();
+        let host = Host {
+            host_id: Arc::clone(&host_id),
+            host_name: "bench".into(),
+            boot_id: "boot".into(),
+            epoch: owner.new_epoch.as_str().into(),
+        };
+        let refresh = Refresh {
+            records_ms: 300_000,
+            pns_ms: 3_600_000,
+            status_ms: 30_000,
+        };
+        let committed = Arc::new(Notify::new());
+        let (status_tx, status) = mpsc::channel(16);
+        let (snapshot_tx, snapshot) = watch::channel(Snapshot::default());
+        let running = Running::start(Parts {
+            outbox: opened.outbox,
+            restored: opened.restored,
+            owed: opened.owed,
+            last_alive_ms: opened.last_alive_ms,
+            identity: Identity {
+                boot_id: "boot".into(),
+                host_pns_inode: processes.host_pns_inode(),
+                previous_epoch: None,
+            },
+            settings: Settings::default(),
+            renderer: Renderer::new(host, refresh),
+            processes: Arc::clone(&processes),
+            committed: Arc::clone(&committed),
+            status: status_tx,
+            snapshot: snapshot_tx,
+        })?;
+        let stop = CancellationToken::new();
+        let (health, _) = watch::channel(SinkHealth::default());
+        let publisher = Publisher {
+            reader,
+            host_id,
+            ce_source: "/quaymaster/bench".into(),
+            committed,
+            status,
+            reports: running.inputs.clone(),
+            health,
+            finish: CancellationToken::new(),
+            stop: stop.clone(),
+        };
+        let context = WatchContext {
+            observations: ObservationSender::new(running.inputs.clone()),
+            processes,
+            stop: stop.clone(),
+        };
+        let mut daemon = Self {
+            inputs: running.inputs.clone(),
+            snapshot,
+            figures: BTreeMap::new(),
+            running,
+            context,
+            watches: JoinSet::new(),
+            publisher: tokio::spawn(publisher.run(sink)),
+            stop,
+            _directory: directory,
+        };
+        for endpoint in endpoints {
+            let (watched, task) = watch_endpoint(endpoint.clone(), daemon.context.clone());
+            daemon
+                .figures
+                .insert(endpoint.uri(), Arc::clone(&watched.figures));
+            daemon
+                .inputs
+                .send(Input::Watching(endpoint.source_id(), watched))
+                .await?;
+            daemon.watches.spawn(task);
+        }
+        Ok(daemon)
+    }
+
+    /// Waits until everything is listed and inspected.
+    pub(crate) async fn settled(&mut self) -> anyhow::Result<()> {
+        let settled = self
+            .snapshot
+            .wait_for(|snapshot| snapshot.is_settled && snapshot.status.state == "live");
+        tokio::time::timeout(PATIENCE, settled)
+            .await
+            .context("not settled in time")??;
+        Ok(())
+    }
+
+    /// One full resync, from its start to its end.
+    pub(crate) async fn resync(&mut self) -> anyhow::Result<()> {
+        let before = self.snapshot.borrow().status.resync.package_seq;
+        self.inputs
+            .send(Input::Observed(Observation::ResyncDue))
+            .await?;
+        let done = self.snapshot.wait_for(|snapshot| {
+            snapshot.status.resync.package_seq > before && snapshot.status.resync.state == "end"
+        });
+        tokio::time::timeout(PATIENCE, done)
+            .await
+            .context("no resync in time")??;
+        Ok(())
+    }
+
+    /// Calls that were made to the runtimes.
+    pub(crate) fn calls(&self) -> u64 {
+        self.figures
+            .values()
+            .map(|figures| figures.calls.load(Ordering::Relaxed))
+            .sum()
+    }
+
+    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        while self.watches.join_next().await.is_some() {}
+        let _ = self.publisher.await;
+        drop(self.inputs);
+        drop(self.context);
+        let running = self.running;
+        tokio::task::spawn_blocking(move || running.join()).await?;
+        Ok(())
+    }
+}
+
+/// The endpoints that `benches/run` names.
+pub(crate) fn endpoints() -> anyhow::Result<Vec<Endpoint>> {
+    let docker =
+        std::env::var("LAB_DOCKER_SOCKET").context("LAB_DOCKER_SOCKET: use `make bench`")?;
+    let cri = std::env::var("LAB_CRI_SOCKET").context("LAB_CRI_SOCKET: use `make bench`")?;
+    let docker: Endpoint = format!("docker=unix://{docker}").parse()?;
+    let cri: Endpoint = format!("cri=unix://{cri}").parse()?;
+    Ok(vec![docker, cri])
+}
+
+/// CPU seconds that some processes have used.
+pub(crate) fn cpu_seconds(pids: &[u32]) -> anyhow::Result<f64> {
+    let mut ticks = 0.0;
+    for pid in pids {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let (_, fields) = stat.rsplit_once(')').context("a stat has a name")?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        ticks += fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+    }
+    Ok(ticks / 100.0)
+}
+
+/// The runtimes' processes that `benches/run` names.
+pub(crate) fn runtime_pids() -> anyhow::Result<Vec<u32>> {
+    ["LAB_DOCKER_PID", "LAB_CONTAINERD2_PID"]
+        .iter()
+        .map(|name| {
+            Ok(std::env::var(name)
+                .with_context(|| format!("{name}: use `make bench`"))?
+                .parse()?)
+        })
+        .collect()
+}

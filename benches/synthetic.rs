@@ -1,0 +1,283 @@
+//! Reconciler and outbox with a synthetic feed: deltas that are committed durably in groups, per second.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use quaymaster::model::message::{Message, RuntimeSource};
+use quaymaster::model::{
+    Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, SourceId, State,
+};
+use quaymaster::outbox::{Batch, Options, Outbox, Owed, Owner};
+use quaymaster::reconcile::{
+    Effect, Identity, InspectOutcome, ListOutcome, Observation, Process, ProcessReading,
+    Reconciler, Settings,
+};
+use quaymaster::wire::{Host, Refresh, Renderer};
+
+const CONTAINERS: u64 = 20_000;
+const GROUP: usize = 1_000;
+const NOW_MS: u64 = 1_700_000_000_000;
+
+pub(crate) fn run() -> anyhow::Result<()> {
+    println!(
+        "== synthetic: {CONTAINERS} containers that are created, started, stopped and deleted"
+    );
+    let feed = feed()?;
+    let reconciled = reconcile_only(&feed);
+    println!(
+        "reconciler alone: {:.0} deltas/s ({:.2} µs a delta)",
+        reconciled.0 / reconciled.1,
+        reconciled.1 * 1e6 / reconciled.0
+    );
+    let committed = with_outbox(&feed)?;
+    println!(
+        "reconciler, JSON and outbox, durable in groups of {GROUP}: {:.0} deltas/s ({:.0} messages/s, {} commits)",
+        committed.deltas / committed.seconds,
+        committed.messages / committed.seconds,
+        committed.commits
+    );
+    println!(
+        "ratio to the goal of 100,000 deltas/s: {:.2}",
+        committed.deltas / committed.seconds / 100_000.0
+    );
+    Ok(())
+}
+
+struct Committed {
+    deltas: f64,
+    messages: f64,
+    commits: usize,
+    seconds: f64,
+}
+
+fn source() -> SourceId {
+    SourceId::new("docker=unix:///synthetic.sock")
+}
+
+fn id(number: u64) -> anyhow::Result<ContainerId> {
+    ContainerId::parse(&format!("{number:064x}")).ok_or_else(|| anyhow::anyhow!("an id fits"))
+}
+
+fn feed() -> anyhow::Result<Vec<Observation>> {
+    let mut feed = Vec::new();
+    for number in 0..CONTAINERS {
+        let at_ns = (NOW_MS + number) * 1_000_000;
+        let mut container = container(number, at_ns)?;
+        feed.push(event(&container, EventKind::Created, at_ns, None));
+        feed.push(found(&container, None));
+        container.state = State::Running;
+        container.started_at_ns = Some(at_ns + 10);
+        container.pid = Some(1);
+        feed.push(event(&container, EventKind::Started, at_ns + 20, None));
+        feed.push(found(&container, Some(process(number))));
+        container.state = State::Exited;
+        container.finished_at_ns = Some(at_ns + 30);
+        container.exit_code = Some(0);
+        container.pid = None;
+        feed.push(event(&container, EventKind::Died, at_ns + 40, Some(0)));
+        feed.push(found(&container, None));
+        feed.push(event(&container, EventKind::Deleted, at_ns + 50, None));
+    }
+    Ok(feed)
+}
+
+fn container(number: u64, at_ns: u64) -> anyhow::Result<Container> {
+    Ok(Container {
+        id: id(number)?,
+        name: format!("synthetic-{number}"),
+        kind: ContainerKind::Container,
+        runtime: RuntimeType::Docker,
+        runtime_name: "docker".into(),
+        runtime_version: "28.5.2".into(),
+        state: State::Created,
+        image_id: "b".repeat(64),
+        image_name: "registry.local/team/service:1.21".to_owned(),
+        image_digest: String::new(),
+        pid: None,
+        created_at_ns: at_ns,
+        started_at_ns: None,
+        finished_at_ns: None,
+        exit_code: None,
+        oom_killed: Some(false),
+        restart_count: Some(0),
+        pod: None,
+        pid_mode: String::new(),
+        privileged: Some(false),
+        reason: String::new(),
+        labels: (0..4)
+            .map(|n| (format!("label-{n}"), format!("value-{n}")))
+            .collect(),
+    })
+}
+
+fn process(number: u64) -> ProcessReading {
+    ProcessReading::Alive(Box::new(Process {
+        pid: u32::try_from(number + 2).unwrap_or(2),
+        start_ticks: number + 1,
+        started_at_ms: NOW_MS,
+        pns_inode: 4_026_540_000 + number,
+        pns_id: Some(number + 100),
+        mnt_ns: 4_026_532_449,
+        cgroup: "/docker/synthetic".into(),
+        is_init: true,
+        fd: None,
+    }))
+}
+
+fn event(
+    container: &Container,
+    what: EventKind,
+    at_ns: u64,
+    exit_code: Option<i32>,
+) -> Observation {
+    Observation::Event {
+        source: source(),
+        event: RuntimeEvent {
+            id: container.id.clone(),
+            kind: container.kind,
+            what,
+            at_ns,
+            exit_code,
+            facts: None,
+        },
+    }
+}
+
+fn found(container: &Container, process: Option<ProcessReading>) -> Observation {
+    Observation::Inspected {
+        source: source(),
+        id: container.id.clone(),
+        outcome: InspectOutcome::Found {
+            container: Box::new(container.clone()),
+            process,
+        },
+    }
+}
+
+fn opening() -> Vec<Observation> {
+    let runtime = RuntimeSource {
+        runtime: RuntimeType::Docker,
+        name: "docker".into(),
+        version: "28.5.2".into(),
+        endpoint: "unix:///synthetic.sock".into(),
+    };
+    vec![
+        Observation::Began {
+            last_alive_ms: 0,
+            owed: BTreeSet::new(),
+        },
+        Observation::SourceUp {
+            source: source(),
+            runtime,
+            streaming: true,
+        },
+        Observation::ListBegan { source: source() },
+        Observation::ListDone {
+            source: source(),
+            outcome: ListOutcome::Complete(Vec::new()),
+        },
+    ]
+}
+
+fn reconciler(restored: quaymaster::reconcile::Restored) -> Reconciler {
+    let identity = Identity {
+        boot_id: "boot".into(),
+        host_pns_inode: 4_026_531_836,
+        previous_epoch: None,
+    };
+    Reconciler::new(identity, Settings::default(), restored)
+}
+
+fn reconcile_only(feed: &[Observation]) -> (f64, f64) {
+    let mut reconciler = reconciler(quaymaster::reconcile::Restored::default());
+    for observation in opening() {
+        reconciler.handle(observation, NOW_MS);
+    }
+    let feed = feed.to_vec();
+    let began = Instant::now();
+    let mut deltas = 0_u32;
+    for observation in feed {
+        for effect in reconciler.handle(observation, NOW_MS) {
+            if matches!(effect, Effect::Publish(Message::Delta(_))) {
+                deltas += 1;
+            }
+        }
+    }
+    (f64::from(deltas), began.elapsed().as_secs_f64())
+}
+
+fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
+    let directory = tempfile::tempdir_in(
+        std::env::var("QUAYMASTER_BENCH_DIR").unwrap_or_else(|_| "/var/tmp".to_owned()),
+    )?;
+    let owner = Owner {
+        host_id: "synthetic".into(),
+        boot_id: "boot".into(),
+        new_epoch: "epoch".to_owned(),
+    };
+    let options = Options {
+        bytes_max: 16 << 30,
+    };
+    let mut opened = Outbox::open(directory.path(), &owner, options)?;
+    let renderer = renderer();
+    let mut reconciler = reconciler(std::mem::take(&mut opened.restored));
+    let mut outbox = opened.outbox;
+    let gap = |_, _, row| renderer.render_gap(0, 0, "overflow", row, NOW_MS);
+    let mut batch = Batch::default();
+    let mut unacked = Vec::new();
+    let mut committed = Committed {
+        deltas: 0.0,
+        messages: 0.0,
+        commits: 0,
+        seconds: 0.0,
+    };
+    let all: Vec<_> = opening().into_iter().chain(feed.iter().cloned()).collect();
+    let began = Instant::now();
+    for observation in all {
+        for effect in reconciler.handle(observation, NOW_MS) {
+            match effect {
+                Effect::Publish(message) => {
+                    let outgoing = renderer.render(&message, outbox.take_row(), NOW_MS);
+                    committed.messages += 1.0;
+                    if matches!(message, Message::Delta(_)) {
+                        committed.deltas += 1.0;
+                    }
+                    unacked.push(outgoing.row);
+                    batch.messages.push(Owed::new(&message, outgoing));
+                }
+                Effect::SaveRow(key) => {
+                    batch.rows.insert(key);
+                }
+                Effect::List { .. }
+                | Effect::Inspect { .. }
+                | Effect::ReadProcess { .. }
+                | Effect::ReleaseNamespace(_) => {}
+            }
+        }
+        if batch.messages.len() >= GROUP {
+            outbox.commit(std::mem::take(&mut batch), &reconciler, NOW_MS, &gap)?;
+            committed.commits += 1;
+            // The bus has them all by the next group: what is acknowledged leaves with it.
+            batch.acked = std::mem::take(&mut unacked);
+        }
+    }
+    outbox.commit(batch, &reconciler, NOW_MS, &gap)?;
+    committed.seconds = began.elapsed().as_secs_f64();
+    Ok(committed)
+}
+
+fn renderer() -> Renderer {
+    let host = Host {
+        host_id: Arc::from("synthetic"),
+        host_name: "synthetic".into(),
+        boot_id: "boot".into(),
+        epoch: "epoch".into(),
+    };
+    let refresh = Refresh {
+        records_ms: 300_000,
+        pns_ms: 3_600_000,
+        status_ms: 30_000,
+    };
+    Renderer::new(host, refresh)
+}

@@ -1,0 +1,300 @@
+//! The grammar: what comes in, what is to be done, and what is given and taken at the start.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::container::Tracked;
+use super::listing::Source;
+use super::namespace::NamespaceRow;
+use crate::model::message::{Message, RuntimeSource};
+use crate::model::{Container, ContainerId, ContainerKind, ListRow, RuntimeEvent, SourceId};
+
+/// Who we are, for one life of the process.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: Arc<str>,
+    /// The number of the host's own PID namespace.
+    pub host_pns_inode: u64,
+    /// The epoch before this one, where it is known.
+    pub previous_epoch: Option<Arc<str>>,
+}
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long a mapping stays after its namespace ended, counted from that put's acknowledgement.
+    pub linger_ms: u64,
+    /// Most mappings that linger at once.
+    pub held_max: usize,
+    /// How often an unchanged mapping is put again.
+    pub pns_refresh_ms: u64,
+    /// How often an unchanged record is put again; `None`: at every resync.
+    pub records_refresh_ms: Option<u64>,
+    /// After how long an endpoint that is away is forgotten.
+    pub forget_after_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            linger_ms: 10 * 60 * 1_000,
+            held_max: 4_096,
+            pns_refresh_ms: 60 * 60 * 1_000,
+            records_refresh_ms: None,
+            forget_after_ms: 24 * 60 * 60 * 1_000,
+        }
+    }
+}
+
+/// Names an open namespace fd that the collector holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FdToken(pub u64);
+
+/// A process as it was read, pinned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its pid in the host's PID namespace.
+    pub pid: u32,
+    /// Its start in clock ticks since boot.
+    pub start_ticks: u64,
+    /// The same in unix milliseconds, less one tick.
+    pub started_at_ms: u64,
+    /// The number of its PID namespace.
+    pub pns_inode: u64,
+    /// The kernel's id of it.
+    pub pns_id: Option<u64>,
+    /// The number of its mount namespace; 0 where it could not be read.
+    pub mnt_ns: u64,
+    /// Its cgroup's path.
+    pub cgroup: Box<str>,
+    /// Whether it is pid 1 of its namespace.
+    pub is_init: bool,
+    /// The fd that keeps the namespace's number from being given out again.
+    pub fd: Option<FdToken>,
+}
+
+/// What reading a process gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProcessReading {
+    /// It lives.
+    Alive(Box<Process>),
+    /// There is no such process (any more), or it is another one.
+    Dead,
+    /// It may live, but may not be read.
+    Denied,
+}
+
+/// What an inspect gave.
+#[derive(Clone, Debug)]
+pub enum InspectOutcome {
+    /// The container, and its init process where it says one.
+    Found {
+        /// As the runtime says.
+        container: Box<Container>,
+        /// As the process table says; `None` where the runtime names no pid.
+        process: Option<ProcessReading>,
+    },
+    /// The runtime does not know it.
+    Gone,
+    /// The runtime did not answer.
+    Failed,
+}
+
+/// What a list gave.
+#[derive(Clone, Debug)]
+pub enum ListOutcome {
+    /// Everything that is there.
+    Complete(Vec<ListRow>),
+    /// Some of what is there.
+    Partial(Vec<ListRow>),
+    /// No answer.
+    Failed,
+}
+
+/// What comes in.
+#[derive(Clone, Debug)]
+pub enum Observation {
+    /// The process has started, with the state as it was left. Comes first, once.
+    Began {
+        /// The last moment of the earlier life, for what ended in between.
+        last_alive_ms: u64,
+        /// Mappings of the state whose put is still owed to the bus.
+        owed: BTreeSet<(u64, u64)>,
+    },
+    /// A runtime is watched from now on; an epoch's opening waits for its first list, or for its absence.
+    SourceExpected {
+        /// Which.
+        source: SourceId,
+    },
+    /// A runtime answers, and its stream, if it has one, is subscribed to.
+    SourceUp {
+        /// Which.
+        source: SourceId,
+        /// Who answers.
+        runtime: RuntimeSource,
+        /// Whether it has a stream.
+        streaming: bool,
+    },
+    /// A runtime is away. Lists and inspects that are under way will not be answered.
+    SourceDown {
+        /// Which.
+        source: SourceId,
+    },
+    /// A runtime is no longer configured.
+    SourceForgotten {
+        /// Which.
+        source: SourceId,
+    },
+    /// A stream lost something.
+    StreamGap {
+        /// Which.
+        source: SourceId,
+    },
+    /// The list that was asked for is being made from now on.
+    ListBegan {
+        /// Which.
+        source: SourceId,
+    },
+    /// The list that was asked for.
+    ListDone {
+        /// Which.
+        source: SourceId,
+        /// What it gave.
+        outcome: ListOutcome,
+    },
+    /// A stream told something.
+    Event {
+        /// Which.
+        source: SourceId,
+        /// What.
+        event: RuntimeEvent,
+    },
+    /// The inspect that was asked for.
+    Inspected {
+        /// Which.
+        source: SourceId,
+        /// Which container.
+        id: ContainerId,
+        /// What it gave.
+        outcome: InspectOutcome,
+    },
+    /// The process that was asked for, or (a hint) a process of a container that is about to start.
+    Process {
+        /// Which container.
+        id: ContainerId,
+        /// Which pid.
+        pid: u32,
+        /// What was read.
+        reading: ProcessReading,
+    },
+    /// The bus has the newest put of a mapping.
+    MappingAcked {
+        /// The namespace's number.
+        pns_inode: u64,
+        /// Which namespace of that number.
+        generation: u64,
+    },
+    /// The bus has the tombstone of a mapping.
+    TombstoneAcked {
+        /// The namespace's number.
+        pns_inode: u64,
+        /// Which namespace of that number.
+        generation: u64,
+    },
+    /// Deltas were lost from the outbox: everything is to be told anew.
+    SnapshotDue,
+    /// It is time for a full resync.
+    ResyncDue,
+    /// It is time to list one runtime (one without a stream).
+    ListDue {
+        /// Which.
+        source: SourceId,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// A row of the state.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RowKey {
+    /// A container.
+    Container(ContainerId),
+    /// A mapping, by the namespace's number.
+    Namespace(u64),
+    /// A runtime.
+    Source(SourceId),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Owed to the bus.
+    Publish(Message),
+    /// The row changed; [`Reconciler::row`] gives it, or nothing where it is to be forgotten.
+    SaveRow(RowKey),
+    /// List a runtime.
+    List {
+        /// Which.
+        source: SourceId,
+    },
+    /// Inspect a container.
+    Inspect {
+        /// At which runtime.
+        source: SourceId,
+        /// Which.
+        id: ContainerId,
+        /// What it is.
+        kind: ContainerKind,
+    },
+    /// Look at a process, and answer with [`Observation::Process`].
+    ReadProcess {
+        /// Whose.
+        id: ContainerId,
+        /// Which.
+        pid: u32,
+    },
+    /// Close a namespace's fd.
+    ReleaseNamespace(FdToken),
+}
+
+/// A row of the state with its content.
+#[derive(Clone, Debug)]
+pub enum Row<'a> {
+    /// A container.
+    Container(&'a Tracked),
+    /// A mapping.
+    Namespace(&'a NamespaceRow),
+    /// A runtime.
+    Source(&'a Source),
+}
+
+/// The state as the outbox gives it back.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// Containers by id.
+    pub containers: BTreeMap<ContainerId, Tracked>,
+    /// Mappings by the namespace's number.
+    pub namespaces: BTreeMap<u64, NamespaceRow>,
+    /// Runtimes.
+    pub sources: BTreeMap<SourceId, Source>,
+    /// The newest delta.
+    pub seq: u64,
+    /// The newest resync.
+    pub package_seq: u64,
+    /// The newest generation of a mapping.
+    pub generation: u64,
+    /// Whether the epoch's opening has been told to its end.
+    pub opened: bool,
+}
+
+/// Figures for the status and for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Changes that a list found and that no event of a stream had told.
+    pub missed: u64,
+    /// Events that were doubled or too late to matter.
+    pub ignored_events: u64,
+    /// Mappings that were ended before their linger was over, because too many lingered.
+    pub evicted: u64,
+}

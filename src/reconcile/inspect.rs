@@ -1,0 +1,368 @@
+//! Events and inspects of one container: what is asked, what is waited for, and when a round is told.
+//!
+//! An event is told when an inspect that was asked for after it has been answered; a deletion at once. One
+//! inspect of a container is under way at a time. Three things are waited for, each with a limit:
+//!
+//! - an inspect that failed or contradicted what is known is repeated, later and later;
+//! - a container that an inspect no longer finds waits for the event of its deletion;
+//! - a run that an inspect shows and no event has told waits for its events where a stream will bring them:
+//!   else the runs between would never be told.
+
+use super::container::Tracked;
+use super::story::Round;
+use super::{Effect, InspectOutcome, ProcessReading, Reconciler};
+use crate::model::message::Origin;
+use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, RuntimeType, SourceId};
+
+/// Most events of one container that wait for its inspect; beyond it the oldest are dropped.
+const PENDING_MAX: usize = 256;
+/// How long an event is waited for that an inspect has run ahead of.
+const EVENT_GRACE_MS: u64 = 2_000;
+/// The first and the longest wait before an inspect is asked again.
+const RETRY_MS: (u64, u64) = (500, 60_000);
+
+impl Reconciler {
+    pub(super) fn event(&mut self, source: &SourceId, event: RuntimeEvent) {
+        let Some(known) = self.sources.get(source) else {
+            return;
+        };
+        let list = known.list.serial();
+        let id = event.id.clone();
+        let is_deletion = event.what == EventKind::Deleted;
+        let is_unknown = !self.containers.contains_key(&id);
+        if known.is_overlay() || self.is_buried(&event, known.runtime.runtime) {
+            self.counters.ignored_events += 1;
+            return;
+        }
+        if is_unknown && is_deletion {
+            self.counters.ignored_events += 1;
+            self.remember_deleted(&id, Some(event.at_ns));
+            return;
+        }
+        if is_unknown {
+            let tracked = Tracked::new(source.clone(), event.kind);
+            self.containers.insert(id.clone(), tracked);
+        }
+        let is_owner = self.is_owner(source, &id);
+        let Some(tracked) = self.containers.get_mut(&id) else {
+            return;
+        };
+        if !is_owner || tracked.is_double(&event) {
+            self.counters.ignored_events += 1;
+            return;
+        }
+        tracked.fingerprint = None;
+        tracked.take_facts(event.facts.as_deref());
+        let life = &mut tracked.life;
+        life.touched_list = list;
+        life.asked_fingerprint = None;
+        life.is_watched |= is_unknown && event.what == EventKind::Created;
+        if is_deletion {
+            life.deleted_at_ns = Some(event.at_ns);
+        } else {
+            if life.pending.len() == PENDING_MAX {
+                life.pending.remove(0);
+                life.inspecting = life.inspecting.map(|covered| covered.saturating_sub(1));
+                life.is_watched = false;
+            }
+            life.pending.push(event);
+        }
+        if life.inspecting.is_some() {
+            life.is_dirty = true;
+        } else if is_deletion {
+            self.conclude(&id, Origin::Event, "");
+        } else if !life.is_gone {
+            self.ask(&id);
+        }
+    }
+
+    /// Whether the event is of a container whose deletion was told.
+    fn is_buried(&mut self, event: &RuntimeEvent, runtime: RuntimeType) -> bool {
+        let Some(deletion) = self.deleted.get(&event.id) else {
+            return false;
+        };
+        let is_reused = runtime == RuntimeType::Containerd
+            && event.what == EventKind::Created
+            && deletion
+                .told_at_ns
+                .is_some_and(|deleted_at_ns| event.at_ns > deleted_at_ns);
+        if is_reused {
+            self.deleted.remove(&event.id);
+        }
+        !is_reused
+    }
+
+    /// Whether a runtime is the one that says what a container is. One that is away gives way.
+    pub(super) fn is_owner(&mut self, source: &SourceId, id: &ContainerId) -> bool {
+        let Some(tracked) = self.containers.get_mut(id) else {
+            return false;
+        };
+        if tracked.owner == *source {
+            return true;
+        }
+        let is_owner_up = self
+            .sources
+            .get(&tracked.owner)
+            .is_some_and(|owner| owner.up);
+        if is_owner_up {
+            return false;
+        }
+        tracked.owner = source.clone();
+        tracked.fingerprint = None;
+        true
+    }
+
+    /// Asks for an inspect; while one is under way, for another one after it.
+    pub(super) fn ask(&mut self, id: &ContainerId) {
+        let Some(tracked) = self.containers.get_mut(id) else {
+            return;
+        };
+        let is_up = self
+            .sources
+            .get(&tracked.owner)
+            .is_some_and(|source| source.up);
+        let life = &mut tracked.life;
+        if !is_up {
+            life.is_stale = true;
+        } else if life.inspecting.is_some() {
+            life.is_dirty = true;
+        } else {
+            life.inspecting = Some(life.pending.len());
+            life.is_dirty = false;
+            self.effects.push(Effect::Inspect {
+                source: tracked.owner.clone(),
+                id: id.clone(),
+                kind: tracked.kind,
+            });
+        }
+    }
+
+    pub(super) fn inspected(
+        &mut self,
+        source: &SourceId,
+        id: &ContainerId,
+        outcome: InspectOutcome,
+    ) {
+        if self
+            .sources
+            .get(source)
+            .is_some_and(super::Source::is_overlay)
+        {
+            self.overlay_inspected(source, id, outcome);
+            return;
+        }
+        let covered = self
+            .containers
+            .get_mut(id)
+            .filter(|tracked| tracked.owner == *source)
+            .and_then(|tracked| tracked.life.inspecting.take());
+        let Some(covered) = covered else {
+            self.release_outcome(outcome);
+            return;
+        };
+        match outcome {
+            InspectOutcome::Found { container, process } => {
+                self.found(id, covered, container, process);
+            }
+            InspectOutcome::Gone => self.gone(id),
+            InspectOutcome::Failed => self.inspect_failed(id),
+        }
+    }
+
+    fn found(
+        &mut self,
+        id: &ContainerId,
+        covered: usize,
+        container: Box<Container>,
+        reading: Option<ProcessReading>,
+    ) {
+        let Some(mut tracked) = self.containers.remove(id) else {
+            return;
+        };
+        self.waiting.remove(id);
+        let is_streaming = self
+            .sources
+            .get(&tracked.owner)
+            .is_some_and(|source| source.streaming);
+        tracked.kind = container.kind;
+        let is_told = tracked.is_told();
+        let life = &mut tracked.life;
+        let is_final = life.deleted_at_ns.is_some();
+        let is_dirty = std::mem::take(&mut life.is_dirty) && !is_final;
+        let is_forced = std::mem::take(&mut life.is_forced);
+        life.is_stale = false;
+        life.is_gone = false;
+        life.is_held = false;
+        if !is_dirty && let Some(asked) = life.asked_fingerprint.take() {
+            tracked.fingerprint = Some(asked);
+        }
+        let mut events = std::mem::take(&mut life.pending);
+        let later = events.split_off(covered.min(events.len()));
+        let later = if is_final {
+            later
+        } else {
+            life.pending = later;
+            Vec::new()
+        };
+        let expects_events = is_streaming && (is_told || life.is_watched) && !is_final;
+        let origin = if events.is_empty() && !is_final {
+            Origin::Resync
+        } else {
+            Origin::Event
+        };
+        let round = Round {
+            events,
+            inspect: Some(container),
+            reading,
+            later,
+            tells_ahead: !expects_events || (is_forced && !is_dirty),
+            is_final,
+            origin,
+            reason: "",
+        };
+        self.tell_round(tracked, id, round);
+        if is_dirty {
+            self.ask(id);
+        }
+    }
+
+    /// What an inspect showed is not to be told yet: it is asked for again.
+    pub(super) fn hold(&mut self, tracked: &mut Tracked, id: &ContainerId, is_ahead: bool) {
+        let life = &mut tracked.life;
+        let wait_ms = if is_ahead {
+            life.is_held = true;
+            EVENT_GRACE_MS
+        } else {
+            life.is_stale = true;
+            life.attempts += 1;
+            retry_ms(life.attempts)
+        };
+        self.waiting.insert(id.clone(), self.uptime_ms + wait_ms);
+    }
+
+    fn gone(&mut self, id: &ContainerId) {
+        let Some(tracked) = self.containers.get_mut(id) else {
+            return;
+        };
+        let life = &mut tracked.life;
+        life.is_dirty = false;
+        let awaits_event = self
+            .sources
+            .get(&tracked.owner)
+            .is_some_and(|source| source.streaming && source.up);
+        if life.deleted_at_ns.is_some() {
+            self.conclude(id, Origin::Event, "");
+        } else if !tracked.has_story() {
+            self.drop_untold(id);
+        } else if awaits_event {
+            tracked.life.is_gone = true;
+            let until_ms = self.uptime_ms + EVENT_GRACE_MS;
+            self.waiting.insert(id.clone(), until_ms);
+        } else {
+            self.conclude(id, Origin::Resync, "");
+        }
+    }
+
+    fn inspect_failed(&mut self, id: &ContainerId) {
+        let Some(tracked) = self.containers.get_mut(id) else {
+            return;
+        };
+        let life = &mut tracked.life;
+        life.is_stale = true;
+        life.attempts += 1;
+        if life.deleted_at_ns.is_some() {
+            self.conclude(id, Origin::Event, "");
+            return;
+        }
+        let until_ms = self.uptime_ms + retry_ms(life.attempts);
+        self.waiting.insert(id.clone(), until_ms);
+    }
+
+    /// A wait is over: an inspect is repeated, or a deletion is told.
+    pub(super) fn wake(&mut self, id: &ContainerId) {
+        let Some(tracked) = self.containers.get_mut(id) else {
+            return;
+        };
+        let life = &mut tracked.life;
+        if life.inspecting.is_some() {
+            return;
+        }
+        if life.is_gone {
+            let origin = if life.pending.is_empty() {
+                Origin::Resync
+            } else {
+                Origin::Event
+            };
+            self.conclude(id, origin, "");
+        } else if life.is_held {
+            life.is_forced = true;
+            self.ask(id);
+        } else if life.is_stale {
+            self.ask(id);
+        }
+    }
+
+    /// Tells the rest of a container's story and forgets it.
+    pub(super) fn conclude(&mut self, id: &ContainerId, origin: Origin, reason: &'static str) {
+        let Some(mut tracked) = self.containers.remove(id) else {
+            return;
+        };
+        self.waiting.remove(id);
+        let events = std::mem::take(&mut tracked.life.pending);
+        let round = Round {
+            events,
+            inspect: None,
+            reading: None,
+            later: Vec::new(),
+            tells_ahead: true,
+            is_final: true,
+            origin,
+            reason,
+        };
+        self.tell_round(tracked, id, round);
+    }
+
+    /// Forgets a container of which nothing is to be told.
+    pub(super) fn drop_untold(&mut self, id: &ContainerId) {
+        self.waiting.remove(id);
+        if let Some(mut tracked) = self.containers.remove(id) {
+            self.drop_hint(&mut tracked, id, self.now_ms);
+        }
+    }
+
+    /// Resets what was awaited of a runtime that went away.
+    pub(super) fn lose_requests(&mut self, source: &SourceId) {
+        let mut to_conclude = Vec::new();
+        for (id, tracked) in &mut self.containers {
+            if tracked.owner != *source {
+                continue;
+            }
+            let life = &mut tracked.life;
+            life.is_watched = false;
+            life.is_dirty = false;
+            if life.inspecting.take().is_some() || life.is_held || !life.pending.is_empty() {
+                life.is_stale = true;
+            }
+            if life.deleted_at_ns.is_some() {
+                to_conclude.push(id.clone());
+            }
+        }
+        for id in to_conclude {
+            self.conclude(&id, Origin::Event, "");
+        }
+    }
+
+    fn release_outcome(&mut self, outcome: InspectOutcome) {
+        if let InspectOutcome::Found {
+            process: Some(reading),
+            ..
+        } = outcome
+        {
+            self.release_reading(&reading);
+        }
+    }
+}
+
+fn retry_ms(attempts: u32) -> u64 {
+    (RETRY_MS.0 << attempts.min(10)).min(RETRY_MS.1)
+}

@@ -1,0 +1,216 @@
+//! Processes: what was read of them, ahead of a start, during a run, and after its end.
+//!
+//! A container has one init process at a time. The one of its open run is known by pid and start ticks; one
+//! that was seen alive before its start was told is the container's hint: its namespace is mapped at once, so
+//! that the mapping is on the bus before the start.
+
+use super::container::{Run, Tracked};
+use super::runs::{Line, is_ended};
+use super::{Process, ProcessReading, Reconciler, RowKey};
+use crate::model::{Container, ContainerId, RuntimeType};
+
+impl Reconciler {
+    /// Takes what was read of a process: of an open run, or ahead of a start.
+    pub(super) fn process_read(&mut self, id: &ContainerId, pid: u32, reading: ProcessReading) {
+        let Some(tracked) = self.containers.get(id) else {
+            self.release_reading(&reading);
+            return;
+        };
+        let open = tracked.run.clone().filter(|run| run.pid == Some(pid));
+        let is_hint = tracked
+            .hint
+            .as_ref()
+            .is_some_and(|hint| hint.pid == Some(pid));
+        match (open, reading) {
+            (Some(run), ProcessReading::Alive(process)) if run.is_process(&process) => {
+                self.still_alive(id, &process);
+            }
+            (Some(run), ProcessReading::Alive(process)) => {
+                self.release_fd(process.fd);
+                self.process_gone(id, &run);
+            }
+            (Some(run), ProcessReading::Dead) => self.process_gone(id, &run),
+            (None, ProcessReading::Alive(process)) => self.hinted(id, &process),
+            (None, ProcessReading::Dead) if is_hint => self.hint_gone(id),
+            (Some(_) | None, ProcessReading::Denied) | (None, ProcessReading::Dead) => {}
+        }
+    }
+
+    fn still_alive(&mut self, id: &ContainerId, process: &Process) {
+        let Some(tracked) = self.containers.get_mut(id) else {
+            self.release_fd(process.fd);
+            return;
+        };
+        tracked.life.last_alive_ms = 0;
+        match tracked.best_known().cloned() {
+            Some(known) => self.join_namespace(&known, process),
+            None => self.release_fd(process.fd),
+        }
+    }
+
+    fn process_gone(&mut self, id: &ContainerId, run: &Run) {
+        let Some(tracked) = self.containers.get_mut(id) else {
+            return;
+        };
+        tracked.life.is_stale = true;
+        let is_up = self
+            .sources
+            .get(&tracked.owner)
+            .is_some_and(|source| source.up);
+        if is_up {
+            self.ask(id);
+        } else {
+            let last_alive_ms = self.last_alive_ms(id);
+            self.leave_namespace(id, run, last_alive_ms);
+        }
+    }
+
+    /// When the process of a container's run is known to have lived last, as it is not there now.
+    fn last_alive_ms(&self, id: &ContainerId) -> u64 {
+        let earlier_ms = self
+            .containers
+            .get(id)
+            .map_or(0, |tracked| tracked.life.last_alive_ms);
+        if earlier_ms == 0 {
+            self.now_ms
+        } else {
+            earlier_ms
+        }
+    }
+
+    fn hint_gone(&mut self, id: &ContainerId) {
+        let at_ms = self.last_alive_ms(id);
+        if let Some(mut tracked) = self.containers.remove(id) {
+            self.drop_hint(&mut tracked, id, at_ms);
+            self.containers.insert(id.clone(), tracked);
+            self.save_told(id);
+        }
+    }
+
+    /// A process of a container that is about to start: its namespace is mapped ahead of its `start`.
+    fn hinted(&mut self, id: &ContainerId, process: &Process) {
+        let Some(mut tracked) = self.containers.remove(id) else {
+            self.release_fd(process.fd);
+            return;
+        };
+        let is_unseen_run = tracked.run.as_ref().is_some_and(|run| !run.is_seen());
+        self.take_hint(&mut tracked, id, process);
+        self.containers.insert(id.clone(), tracked);
+        self.save_told(id);
+        if is_unseen_run {
+            self.ask(id);
+        }
+    }
+
+    /// Keeps a live process as the container's hint, and maps its namespace. One that was told, or of a
+    /// container that has had its one run, is let go.
+    fn take_hint(&mut self, tracked: &mut Tracked, id: &ContainerId, process: &Process) {
+        let key = Some((process.pid, process.start_ticks));
+        let has_run = tracked.newest.is_some()
+            && self
+                .sources
+                .get(&tracked.owner)
+                .is_some_and(|source| source.runtime.runtime == RuntimeType::Cri);
+        let was_told = tracked
+            .newest
+            .as_ref()
+            .is_some_and(|newest| newest.process == key);
+        let known = tracked.best_known().cloned();
+        let (Some(known), false) = (known, was_told || has_run) else {
+            self.release_fd(process.fd);
+            return;
+        };
+        self.replace_hint(tracked, id, process);
+        let seen_ns = process.started_at_ms * 1_000_000;
+        tracked.hint = Some(Run::of(process, seen_ns, &self.identity.boot_id));
+        self.join_namespace(&known, process);
+    }
+
+    /// A process is seen alive: another one that was the hint no longer lives.
+    pub(super) fn replace_hint(
+        &mut self,
+        tracked: &mut Tracked,
+        id: &ContainerId,
+        process: &Process,
+    ) {
+        match tracked.hint.take() {
+            Some(hint) if !hint.is_process(process) => {
+                self.leave_namespace(id, &hint, process.started_at_ms);
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    pub(super) fn drop_hint(&mut self, tracked: &mut Tracked, id: &ContainerId, at_ms: u64) {
+        if let Some(hint) = tracked.hint.take() {
+            self.leave_namespace(id, &hint, at_ms);
+        }
+    }
+
+    /// Gives a reading that no new run took to the run that is open, keeps it for the one that is about to be
+    /// told, or lets its fd go.
+    pub(super) fn place_reading(
+        &mut self,
+        tracked: &mut Tracked,
+        base: &Container,
+        line: &Line,
+        reading: Option<ProcessReading>,
+    ) {
+        let Some(reading) = reading else {
+            return;
+        };
+        let is_of_open_run = base.state.is_live() && tracked.run.is_some() && !line.is_ahead;
+        let is_ahead = line.is_ahead || (!base.state.is_live() && tracked.run.is_none());
+        match reading {
+            ProcessReading::Alive(process) if is_of_open_run => {
+                self.pin_open_run(tracked, base, &process);
+            }
+            ProcessReading::Alive(process) if is_ahead && !is_ended(base) => {
+                self.take_hint(tracked, &base.id, &process);
+            }
+            ProcessReading::Alive(process) => self.release_fd(process.fd),
+            ProcessReading::Dead if is_of_open_run => {
+                let at_ms = match tracked.life.last_alive_ms {
+                    0 => self.now_ms,
+                    earlier_ms => earlier_ms,
+                };
+                if let Some(run) = tracked.run.clone().filter(|run| run.pid == base.pid) {
+                    self.leave_namespace(&base.id, &run, at_ms);
+                }
+            }
+            ProcessReading::Dead | ProcessReading::Denied => {}
+        }
+    }
+
+    fn pin_open_run(&mut self, tracked: &mut Tracked, base: &Container, process: &Process) {
+        let Some(run) = tracked.run.as_ref() else {
+            self.release_fd(process.fd);
+            return;
+        };
+        if !run.is_process(process) {
+            let other = run.clone();
+            self.leave_namespace(&base.id, &other, process.started_at_ms);
+            self.replace_hint(tracked, &base.id, process);
+            let run = Run::of(process, other.started_at_ns, &self.identity.boot_id);
+            if let Some(newest) = &mut tracked.newest {
+                newest.process = run.process_key();
+            }
+            tracked.run = Some(run);
+        }
+        tracked.life.last_alive_ms = 0;
+        self.join_namespace(base, process);
+    }
+
+    pub(super) fn release_reading(&mut self, reading: &ProcessReading) {
+        if let ProcessReading::Alive(process) = reading {
+            self.release_fd(process.fd);
+        }
+    }
+
+    fn save_told(&mut self, id: &ContainerId) {
+        if self.containers.get(id).is_some_and(Tracked::is_told) {
+            let row = RowKey::Container(id.clone());
+            self.effects.push(super::Effect::SaveRow(row));
+        }
+    }
+}

@@ -1,0 +1,559 @@
+//! Telling: from the line of a round's runs to deltas, mappings and the record.
+//!
+//! `create` (or, while an epoch opens, `snapshot`) if the container was never told, a `start` and a `stop` for
+//! each run as far as they are still owed, then either an `update` where the container is otherwise not as it
+//! was told last, or `delete`.
+
+use std::sync::Arc;
+
+use super::container::{Run, Tracked};
+use super::runs::{End, Line, Newest, RunStory, Said, line_of};
+use super::{Effect, Opening, ProcessReading, Reconciler, RowKey};
+use crate::model::message::{Delta, Message, Op, Origin};
+use crate::model::record::Fields;
+use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, RuntimeType, State};
+
+/// One round: the events that are settled now, and what was said after them.
+#[derive(Debug)]
+pub(super) struct Round {
+    /// The events that the inspect covers.
+    pub(super) events: Vec<RuntimeEvent>,
+    pub(super) inspect: Option<Box<Container>>,
+    pub(super) reading: Option<ProcessReading>,
+    /// Events that came after the inspect was asked for; of a final round only.
+    pub(super) later: Vec<RuntimeEvent>,
+    /// Whether a run that only the inspect shows is told at once.
+    pub(super) tells_ahead: bool,
+    /// It is deleted: everything is told now.
+    pub(super) is_final: bool,
+    pub(super) origin: Origin,
+    pub(super) reason: &'static str,
+}
+
+impl Round {
+    /// A round that only compares what is known anyway.
+    pub(super) fn of_resync(reason: &'static str) -> Self {
+        Self {
+            events: Vec::new(),
+            inspect: None,
+            reading: None,
+            later: Vec::new(),
+            tells_ahead: true,
+            is_final: false,
+            origin: Origin::Resync,
+            reason,
+        }
+    }
+
+    fn events(&self) -> impl Iterator<Item = &RuntimeEvent> {
+        self.events.iter().chain(&self.later)
+    }
+
+    fn event_ns(&self, what: EventKind) -> Option<u64> {
+        self.events()
+            .find(|event| event.what == what)
+            .map(|event| event.at_ns)
+    }
+
+    /// What it says of the runs. Only a process that a live container's inspect names counts.
+    fn said(&self) -> Said<'_> {
+        let inspect = self.inspect.as_deref();
+        let is_live = inspect.is_some_and(|container| container.state.is_live());
+        let process = match &self.reading {
+            Some(ProcessReading::Alive(process)) if is_live => {
+                Some((process.pid, process.start_ticks))
+            }
+            Some(ProcessReading::Alive(_) | ProcessReading::Dead | ProcessReading::Denied)
+            | None => None,
+        };
+        Said {
+            events: &self.events,
+            inspect,
+            process,
+            later: &self.later,
+            tells_ahead: self.tells_ahead,
+        }
+    }
+}
+
+/// What goes into one delta besides the container.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Telling {
+    pub(super) op: Op,
+    /// When, in unix nanoseconds; 0 for now.
+    pub(super) at_ns: u64,
+    /// The time of the event that told it.
+    pub(super) event_ns: Option<u64>,
+    pub(super) origin: Origin,
+    pub(super) reason: &'static str,
+    /// Whether it counts as missed by the stream where a resync found it.
+    pub(super) may_be_missed: bool,
+}
+
+impl Reconciler {
+    pub(super) fn tell_round(&mut self, mut tracked: Tracked, id: &ContainerId, mut round: Round) {
+        let base = self.base_of(&tracked, id, &round);
+        let runs_once = self.source_type(&tracked) == Some(RuntimeType::Cri);
+        let line = line_of(&tracked.known_runs(runs_once), &round.said());
+        let mut reading = round.reading.take();
+        let seq = self.seq;
+        let is_new = !tracked.is_told();
+        let is_snapshot = is_new
+            && self.opening != Opening::Done
+            && !round.is_final
+            && round.event_ns(EventKind::Created).is_none();
+        if is_snapshot {
+            self.tell_snapshot(&mut tracked, &base, &line, &mut reading);
+        } else {
+            if is_new {
+                let at_ns = base.created_at_ns;
+                let telling = Telling {
+                    event_ns: round.event_ns(EventKind::Created),
+                    ..round_telling(&round, Op::Create, at_ns)
+                };
+                self.tell(&mut tracked, before_first_run(base.clone()), telling);
+            }
+            for (index, story) in line.runs.iter().enumerate() {
+                let is_last = index + 1 == line.runs.len();
+                self.tell_run(&mut tracked, &base, story, is_last, &round, &mut reading);
+            }
+        }
+        if round.is_final {
+            self.tell_end(tracked, id, &base, &round, reading);
+            return;
+        }
+        self.place_reading(&mut tracked, &base, &line, reading);
+        self.tell_rest(&mut tracked, id, base, &line, &round);
+        let is_record_due = std::mem::take(&mut tracked.life.is_record_due) || self.seq != seq;
+        self.containers.insert(id.clone(), tracked);
+        self.effects
+            .push(Effect::SaveRow(RowKey::Container(id.clone())));
+        if is_record_due {
+            self.publish_record(id);
+        }
+        if is_new {
+            self.ask_overlay(id);
+        }
+    }
+
+    /// The best that is known of the container as a whole, with cri-dockerd's names.
+    fn base_of(&self, tracked: &Tracked, id: &ContainerId, round: &Round) -> Container {
+        let known = round.inspect.as_deref().or(tracked.best_known()).cloned();
+        let mut container = known.unwrap_or_else(|| {
+            let first_ns = round
+                .events()
+                .map(|event| event.at_ns)
+                .find(|at_ns| *at_ns != 0);
+            self.barely_known(tracked, id, first_ns)
+        });
+        if let Some(overlay) = &tracked.overlay {
+            overlay.lay_over(&mut container);
+        }
+        container
+    }
+
+    /// A container of which nothing but events was seen.
+    fn barely_known(
+        &self,
+        tracked: &Tracked,
+        id: &ContainerId,
+        first_ns: Option<u64>,
+    ) -> Container {
+        let runtime = self
+            .sources
+            .get(&tracked.owner)
+            .map(|source| &source.runtime);
+        let text = |pick: fn(&crate::model::message::RuntimeSource) -> &Arc<str>| {
+            runtime.map_or_else(|| "".into(), |runtime| Arc::clone(pick(runtime)))
+        };
+        Container {
+            id: id.clone(),
+            name: String::new(),
+            kind: tracked.kind,
+            runtime: runtime.map_or(RuntimeType::Docker, |runtime| runtime.runtime),
+            runtime_name: text(|runtime| &runtime.name),
+            runtime_version: text(|runtime| &runtime.version),
+            state: State::Created,
+            image_id: String::new(),
+            image_name: String::new(),
+            image_digest: String::new(),
+            pid: None,
+            created_at_ns: first_ns.unwrap_or(self.now_ms * 1_000_000),
+            started_at_ns: None,
+            finished_at_ns: None,
+            exit_code: None,
+            oom_killed: None,
+            restart_count: None,
+            pod: None,
+            pid_mode: String::new(),
+            privileged: None,
+            reason: String::new(),
+            labels: std::collections::BTreeMap::new(),
+        }
+    }
+
+    fn tell_snapshot(
+        &mut self,
+        tracked: &mut Tracked,
+        base: &Container,
+        line: &Line,
+        reading: &mut Option<ProcessReading>,
+    ) {
+        if let Some(newest) = line.runs.last() {
+            if newest.end.is_none() {
+                let reading = if newest.is_inspected {
+                    reading.take()
+                } else {
+                    None
+                };
+                self.open_run(tracked, base, newest, true, reading);
+            }
+            tracked.newest = Some(newest_of(newest, tracked.run.as_ref()));
+        }
+        let fields = Fields::of(base, tracked.process_facts());
+        tracked.keep_told(base.clone(), fields);
+        self.publish_snapshot(tracked);
+    }
+
+    /// Publishes a container that is told, anew.
+    pub(super) fn publish_snapshot(&mut self, tracked: &Tracked) {
+        let delta = self.bare_delta(Op::Snapshot);
+        let source = self.sources.get(&tracked.owner);
+        let source = source.map(|source| Arc::clone(&source.runtime));
+        self.publish_delta(Delta {
+            source,
+            fields: Some(tracked.fields()),
+            ..delta
+        });
+    }
+
+    fn tell_run(
+        &mut self,
+        tracked: &mut Tracked,
+        base: &Container,
+        story: &RunStory,
+        is_last: bool,
+        round: &Round,
+        reading: &mut Option<ProcessReading>,
+    ) {
+        if story.is_told {
+            if let Some(newest) = &mut tracked.newest {
+                newest.started_at_ns = story.started_at_ns;
+                newest.is_exact = story.is_exact;
+                newest.awaits_start = story.awaits_start;
+                newest.awaits_end = story.awaits_end;
+            }
+            if let Some(run) = &mut tracked.run {
+                run.started_at_ns = story.started_at_ns;
+            }
+        } else {
+            let reading = if story.is_inspected && base.state.is_live() {
+                reading.take()
+            } else {
+                None
+            };
+            self.open_run(tracked, base, story, is_last, reading);
+            tracked.newest = Some(newest_of(story, tracked.run.as_ref()));
+            let view = Container {
+                state: State::Running,
+                started_at_ns: Some(story.started_at_ns),
+                finished_at_ns: None,
+                exit_code: None,
+                oom_killed: base.oom_killed.map(|_| false),
+                reason: String::new(),
+                ..base.clone()
+            };
+            let telling = Telling {
+                event_ns: story.start_event_ns,
+                ..round_telling(round, Op::Start, story.started_at_ns)
+            };
+            self.tell(tracked, view, telling);
+        }
+        if let Some(end) = &story.end
+            && tracked.run.is_some()
+        {
+            let is_inspected = story.is_inspected && round.inspect.is_some();
+            self.tell_stop(tracked, base, end, is_inspected, round);
+        }
+    }
+
+    pub(super) fn tell_stop(
+        &mut self,
+        tracked: &mut Tracked,
+        base: &Container,
+        end: &End,
+        is_inspected: bool,
+        round: &Round,
+    ) {
+        let Some(run) = tracked.run.take() else {
+            return;
+        };
+        let ended_ms = match end.at_ns {
+            0 => self.now_ms,
+            at_ns => at_ns / 1_000_000,
+        };
+        let finished_at_ns = Some(end.at_ns)
+            .filter(|at_ns| *at_ns != 0)
+            .or(base.finished_at_ns.filter(|_| is_inspected));
+        let view = if is_inspected && !base.state.is_live() {
+            Container {
+                exit_code: end.exit_code,
+                finished_at_ns,
+                ..base.clone()
+            }
+        } else {
+            Container {
+                state: State::Exited,
+                started_at_ns: Some(run.started_at_ns),
+                finished_at_ns,
+                exit_code: end.exit_code,
+                oom_killed: base.oom_killed.map(|_| false),
+                reason: String::new(),
+                ..base.clone()
+            }
+        };
+        let telling = Telling {
+            event_ns: end.event_ns,
+            ..round_telling(round, Op::Stop, end.at_ns)
+        };
+        self.tell(tracked, view, telling);
+        self.leave_namespace(&base.id, &run, ended_ms);
+    }
+
+    fn tell_end(
+        &mut self,
+        mut tracked: Tracked,
+        id: &ContainerId,
+        base: &Container,
+        round: &Round,
+        reading: Option<ProcessReading>,
+    ) {
+        let deleted_at_ns = tracked.life.deleted_at_ns.filter(|at_ns| *at_ns != 0);
+        let now_ns = self.now_ms * 1_000_000;
+        if tracked.run.is_some() {
+            let last_alive_ns = tracked.life.last_alive_ms * 1_000_000;
+            let seen_ns = if last_alive_ns == 0 {
+                now_ns
+            } else {
+                last_alive_ns
+            };
+            let end = End {
+                at_ns: deleted_at_ns.unwrap_or(seen_ns),
+                exit_code: None,
+                event_ns: None,
+            };
+            self.tell_stop(&mut tracked, base, &end, false, round);
+        }
+        self.drop_hint(&mut tracked, id, self.now_ms);
+        if let Some(reading) = &reading {
+            self.release_reading(reading);
+        }
+        if let Some(view) = tracked.container().cloned() {
+            let telling = Telling {
+                event_ns: deleted_at_ns,
+                ..round_telling(round, Op::Delete, deleted_at_ns.unwrap_or(now_ns))
+            };
+            self.tell(&mut tracked, view, telling);
+            self.effects
+                .push(Effect::Publish(Message::RecordTombstone { id: id.clone() }));
+        }
+        self.remember_deleted(id, tracked.life.deleted_at_ns);
+        self.effects
+            .push(Effect::SaveRow(RowKey::Container(id.clone())));
+    }
+
+    /// Tells what else differs, unless the inspect contradicts the runs that were told: then it is asked again.
+    fn tell_rest(
+        &mut self,
+        tracked: &mut Tracked,
+        id: &ContainerId,
+        base: Container,
+        line: &Line,
+        round: &Round,
+    ) {
+        let is_agreed = match base.state {
+            State::Running | State::Paused => tracked.run.is_some(),
+            State::Created | State::Restarting | State::Removing | State::Exited | State::Dead => {
+                tracked.run.is_none()
+            }
+            State::Unknown => true,
+        };
+        if line.is_ahead || line.is_contradicted || !is_agreed {
+            self.hold(tracked, id, line.is_ahead);
+            return;
+        }
+        tracked.life.attempts = 0;
+        let last = round.events.last();
+        let telling = Telling {
+            event_ns: last.map(|event| event.at_ns),
+            ..round_telling(round, Op::Update, last.map_or(0, |event| event.at_ns))
+        };
+        self.tell_update(tracked, base, telling);
+    }
+
+    /// Tells a container that is not as it was told last.
+    pub(super) fn tell_update(&mut self, tracked: &mut Tracked, view: Container, telling: Telling) {
+        let process = tracked.process_facts();
+        let Some(told) = &tracked.told else {
+            return;
+        };
+        if *told.container == view && told.process == process {
+            return;
+        }
+        let fields = Fields::of(&view, process);
+        if tracked.fields() == fields {
+            tracked.keep_told(view, fields);
+            return;
+        }
+        let is_renamed = told.container.name != view.name
+            || told.container.image_name != view.image_name
+            || told.container.kind != view.kind
+            || told.container.runtime != view.runtime
+            || told.container.pod != view.pod;
+        self.tell_fields(tracked, view, fields, telling);
+        if is_renamed {
+            self.rename_member(tracked);
+        }
+    }
+
+    /// Publishes one delta and keeps the view as what was told last.
+    fn tell(&mut self, tracked: &mut Tracked, view: Container, telling: Telling) {
+        let fields = Fields::of(&view, tracked.process_facts());
+        self.tell_fields(tracked, view, fields, telling);
+    }
+
+    fn tell_fields(
+        &mut self,
+        tracked: &mut Tracked,
+        view: Container,
+        fields: Fields,
+        telling: Telling,
+    ) {
+        let changed = if tracked.is_told() {
+            fields.changes_since(&tracked.fields())
+        } else {
+            Vec::new()
+        };
+        let source = self.sources.get(&tracked.owner);
+        let is_missed = telling.may_be_missed
+            && telling.origin == Origin::Resync
+            && self.opening == Opening::Done
+            && source.is_some_and(|source| source.streaming);
+        if is_missed {
+            self.counters.missed += 1;
+        }
+        let source = source.map(|source| Arc::clone(&source.runtime));
+        let reason = match (telling.reason, telling.op) {
+            ("", Op::Stop) => stop_reason(&view),
+            (reason, _) => reason,
+        };
+        let delta = self.bare_delta(telling.op);
+        self.publish_delta(Delta {
+            ts_ms: match telling.at_ns {
+                0 => self.now_ms,
+                at_ns => at_ns / 1_000_000,
+            },
+            source,
+            origin: telling.origin,
+            event_ts_ns: match telling.origin {
+                Origin::Event => telling.event_ns.unwrap_or(telling.at_ns),
+                Origin::Resync => 0,
+            },
+            fields: Some(fields.clone()),
+            changed,
+            reason: reason.into(),
+            ..delta
+        });
+        tracked.keep_told(view, fields);
+    }
+
+    /// Begins a run: with the process that was read, else with the one that was seen before the start.
+    fn open_run(
+        &mut self,
+        tracked: &mut Tracked,
+        base: &Container,
+        story: &RunStory,
+        is_last: bool,
+        reading: Option<ProcessReading>,
+    ) {
+        // A stop that nobody told is told by the line before the next start; this is for the type's sake.
+        debug_assert!(tracked.run.is_none(), "a run is opened while one is open");
+        let started_at_ns = story.started_at_ns;
+        let end_ns = story.end.as_ref().map(|end| end.at_ns);
+        let is_of_this_run =
+            |hint: &Run| is_last && end_ns.is_none_or(|end_ns| hint.started_at_ns <= end_ns);
+        let run = match reading {
+            Some(ProcessReading::Alive(process)) => {
+                self.replace_hint(tracked, &base.id, &process);
+                self.join_namespace(base, &process);
+                Run::of(&process, started_at_ns, &self.identity.boot_id)
+            }
+            Some(ProcessReading::Dead | ProcessReading::Denied) | None => {
+                let is_denied = matches!(reading, Some(ProcessReading::Denied));
+                let pid = base.pid.filter(|_| is_denied);
+                match tracked.hint.take_if(|hint| is_of_this_run(hint)) {
+                    Some(hint) => Run {
+                        started_at_ns,
+                        ..hint
+                    },
+                    None => Run::unseen(started_at_ns, pid, &self.identity.boot_id),
+                }
+            }
+        };
+        tracked.life.last_alive_ms = 0;
+        tracked.run = Some(run);
+    }
+
+    fn source_type(&self, tracked: &Tracked) -> Option<RuntimeType> {
+        let source = self.sources.get(&tracked.owner)?;
+        Some(source.runtime.runtime)
+    }
+}
+
+fn newest_of(story: &RunStory, run: Option<&Run>) -> Newest {
+    Newest {
+        started_at_ns: story.started_at_ns,
+        is_exact: story.is_exact,
+        process: run.and_then(Run::process_key),
+        awaits_start: story.awaits_start,
+        awaits_end: story.awaits_end,
+    }
+}
+
+fn round_telling(round: &Round, op: Op, at_ns: u64) -> Telling {
+    Telling {
+        op,
+        at_ns,
+        event_ns: None,
+        origin: round.origin,
+        reason: round.reason,
+        may_be_missed: round.reason.is_empty(),
+    }
+}
+
+/// The container as it was between its creation and its first run.
+fn before_first_run(container: Container) -> Container {
+    Container {
+        state: State::Created,
+        pid: None,
+        started_at_ns: None,
+        finished_at_ns: None,
+        exit_code: None,
+        oom_killed: container.oom_killed.map(|_| false),
+        reason: String::new(),
+        ..container
+    }
+}
+
+fn stop_reason(view: &Container) -> &str {
+    if view.oom_killed == Some(true) {
+        return "oom";
+    }
+    if !view.reason.is_empty() {
+        return &view.reason;
+    }
+    match view.exit_code {
+        Some(129..=165) => "signal",
+        Some(_) | None => "",
+    }
+}

@@ -1,0 +1,185 @@
+//! One Kafka and one NATS for all tests of this binary, ended with it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context as _, bail};
+use quaymaster::sink::TopicSettings;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// Which broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broker {
+    Kafka,
+    Nats,
+}
+
+/// The brokers, or why there are none.
+static LAB: OnceLock<Result<Lab, String>> = OnceLock::new();
+static KAFKA: RwLock<()> = RwLock::const_new(());
+static NATS: RwLock<()> = RwLock::const_new(());
+static PREFIXES: AtomicU32 = AtomicU32::new(0);
+
+struct Lab {
+    folder: PathBuf,
+    settings: BTreeMap<String, String>,
+}
+
+/// A broker that keeps running while this lives.
+pub(crate) struct Steady {
+    pub(crate) servers: Vec<String>,
+    _guard: RwLockReadGuard<'static, ()>,
+}
+
+/// A broker that this test may stop and start: no other test uses it meanwhile.
+pub(crate) struct Fragile {
+    pub(crate) servers: Vec<String>,
+    broker: Broker,
+    _guard: RwLockWriteGuard<'static, ()>,
+}
+
+impl Broker {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kafka => "kafka",
+            Self::Nats => "nats",
+        }
+    }
+
+    fn lock(self) -> &'static RwLock<()> {
+        match self {
+            Self::Kafka => &KAFKA,
+            Self::Nats => &NATS,
+        }
+    }
+
+    fn servers(self) -> anyhow::Result<Option<Vec<String>>> {
+        let lab = match LAB.get_or_init(|| Lab::start().map_err(|error| format!("{error:#}"))) {
+            Ok(lab) => lab,
+            Err(error) if std::env::var("CI").is_ok_and(|value| value == "true") => {
+                bail!("no brokers: {error}")
+            }
+            Err(error) => {
+                report(&format!("SKIPPED, as there are no brokers: {error}"));
+                return Ok(None);
+            }
+        };
+        let key = match self {
+            Self::Kafka => "LAB_KAFKA",
+            Self::Nats => "LAB_NATS",
+        };
+        let address = lab
+            .settings
+            .get(key)
+            .with_context(|| format!("{key} is not in the lab's env"))?;
+        Ok(Some(vec![address.clone()]))
+    }
+
+    /// The broker, running; `None` where there is none and the test is skipped.
+    pub(crate) async fn steady(self) -> anyhow::Result<Option<Steady>> {
+        let guard = self.lock().read().await;
+        Ok(self.servers()?.map(|servers| Steady {
+            servers,
+            _guard: guard,
+        }))
+    }
+
+    /// The broker, to be stopped and started; `None` where there is none and the test is skipped.
+    pub(crate) async fn fragile(self) -> anyhow::Result<Option<Fragile>> {
+        let guard = self.lock().write().await;
+        Ok(self.servers()?.map(|servers| Fragile {
+            servers,
+            broker: self,
+            _guard: guard,
+        }))
+    }
+}
+
+impl Fragile {
+    /// Runs `lab stop`, `lab start` or `lab kill9`.
+    pub(crate) async fn order(&self, verb: &'static str) -> anyhow::Result<()> {
+        let broker = self.broker;
+        tokio::task::spawn_blocking(move || match LAB.get() {
+            Some(Ok(lab)) => lab.run(verb, &[broker.name()]),
+            Some(Err(_)) | None => bail!("there is no lab"),
+        })
+        .await?
+    }
+}
+
+impl Lab {
+    fn start() -> anyhow::Result<Self> {
+        let lab = Self {
+            folder: PathBuf::from(format!("/tmp/quay-sink-{}", std::process::id())),
+            settings: BTreeMap::new(),
+        };
+        lab.end_with_this_process()?;
+        lab.run("up", &["kafka", "nats"])?;
+        let text = std::fs::read_to_string(lab.folder.join("env"))?;
+        let settings = text
+            .lines()
+            .filter_map(|line| line.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        Ok(Self { settings, ..lab })
+    }
+
+    /// Starts a shell that waits for the end of this process, however it comes, and then ends the brokers.
+    fn end_with_this_process(&self) -> anyhow::Result<()> {
+        let mut shell = Command::new("setsid")
+            .args(["sh", "-c", "read -r _; exec \"$0\" down \"$1\""])
+            .arg(script())
+            .arg(&self.folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("failed to start a shell")?;
+        // The other end of this pipe closes with this process.
+        std::mem::forget(shell.stdin.take());
+        Ok(())
+    }
+
+    fn run(&self, verb: &str, components: &[&str]) -> anyhow::Result<()> {
+        let output = Command::new(script())
+            .arg(verb)
+            .arg(&self.folder)
+            .args(components)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("failed to run {}", script().display()))?;
+        if !output.status.success() {
+            bail!(
+                "`lab {verb}` ended with {}: {}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(())
+    }
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/lab")
+}
+
+/// Topics that no other test uses.
+pub(crate) fn fresh_topics() -> TopicSettings {
+    let number = PREFIXES.fetch_add(1, Ordering::Relaxed);
+    TopicSettings {
+        prefix: format!("t{}.n{number}", std::process::id()),
+        partitions: 3,
+        ..TopicSettings::default()
+    }
+}
+
+/// Writes a line past the test harness's capture.
+pub(crate) fn report(line: &str) {
+    use std::io::Write as _;
+    let text = format!("tests/sink: {line}\n");
+    // Nobody to tell when stderr is gone.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
