@@ -182,11 +182,22 @@ pub(super) fn labelled_as_exit_code(rows: &[Lenient<Row>]) -> Vec<ContainerId> {
 /// One event; `None` for what is not a container's or has another action than those asked for. Its exit code is
 /// what an attribute or a label of that name says, in every event: [`ExitLabels::screen`] has yet to judge it.
 ///
+/// # Errors
+/// What it lacks.
+///
 /// [`ExitLabels::screen`]: super::exit_labels::ExitLabels::screen
-pub(super) fn event(event: &Event) -> Option<RuntimeEvent> {
-    let actor = event.actor.0.as_ref()?;
-    let id = ContainerId::parse(actor.id.text())?;
-    let what = match event.action.text() {
+pub(super) fn event(event: &Event) -> Result<Option<RuntimeEvent>, &'static str> {
+    match event.scope.0.as_deref() {
+        Some("container") => {}
+        Some(_) => return Ok(None),
+        None => return Err("an event without a type"),
+    }
+    let action = event
+        .action
+        .0
+        .as_deref()
+        .ok_or("an event without an action")?;
+    let what = match action {
         "create" => EventKind::Created,
         "init" => EventKind::Initialized,
         "start" => EventKind::Started,
@@ -195,8 +206,10 @@ pub(super) fn event(event: &Event) -> Option<RuntimeEvent> {
         "rename" => EventKind::Renamed,
         "die" | "died" => EventKind::Died,
         "destroy" | "remove" => EventKind::Deleted,
-        _ => return None,
+        _ => return Ok(None),
     };
+    let actor = event.actor.0.as_ref().ok_or("an event of nobody")?;
+    let id = ContainerId::parse(actor.id.text()).ok_or("an event without a usable id")?;
     let attributes = actor.attributes.0.as_ref();
     let exit_code = attributes.and_then(|said| {
         said.exit_code
@@ -219,14 +232,14 @@ pub(super) fn event(event: &Event) -> Option<RuntimeEvent> {
     let facts = attributes
         .filter(|_| what == EventKind::Created)
         .map(|said| Box::new(facts(&id, kind, at_ns, said)));
-    Some(RuntimeEvent {
+    Ok(Some(RuntimeEvent {
         id,
         kind,
         what,
         at_ns,
         exit_code,
         facts,
-    })
+    }))
 }
 
 /// What the event of its creation says of a container, for one that is gone before it can be inspected. Which
@@ -257,11 +270,6 @@ fn facts(id: &ContainerId, kind: ContainerKind, at_ns: u64, said: &Attributes) -
         reason: String::new(),
         labels: std::collections::BTreeMap::new(),
     }
-}
-
-/// Whether a line of the stream is an event of a container at all.
-pub(super) fn is_of_container(event: &Event) -> bool {
-    event.scope.text() == "container"
 }
 
 /// The name itself where it is `repo@sha256:…`: an inspect tells no other digest of the repository.
