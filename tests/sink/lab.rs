@@ -99,6 +99,18 @@ impl Broker {
 }
 
 impl Fragile {
+    /// Where the lab keeps it.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn folder(&self) -> PathBuf {
+        folder()
+    }
+
+    /// What the lab calls it.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn name(&self) -> &'static str {
+        self.broker.name()
+    }
+
     /// Runs `lab stop`, `lab start` or `lab kill9`.
     pub(crate) async fn order(&self, verb: &'static str) -> anyhow::Result<()> {
         let broker = self.broker;
@@ -113,7 +125,7 @@ impl Fragile {
 impl Lab {
     fn start() -> anyhow::Result<Self> {
         let lab = Self {
-            folder: PathBuf::from(format!("/tmp/quay-sink-{}", std::process::id())),
+            folder: folder(),
             settings: BTreeMap::new(),
         };
         lab.end_with_this_process()?;
@@ -160,6 +172,10 @@ impl Lab {
         }
         Ok(())
     }
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(format!("/tmp/quay-sink-{}", std::process::id()))
 }
 
 fn script() -> PathBuf {
