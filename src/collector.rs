@@ -266,7 +266,6 @@ impl Collector {
 
     fn reported(&mut self, reports: Vec<Report>) {
         for report in reports {
-            let stage = self.parts.outbox.stage_of(report.row);
             match report.outcome {
                 Outcome::Acked(_) => self.batch.acked.push(report.row),
                 Outcome::Rejected(reason) => {
@@ -274,21 +273,26 @@ impl Collector {
                     self.batch.rejected.push((report.row, reason));
                 }
             }
-            let Some(done) = stage else {
-                continue;
-            };
-            let (pns_inode, generation) = (done.pns_inode, done.generation);
-            match done.stage {
-                Stage::None => {}
-                Stage::Mapping => self.observe(Observation::MappingAcked {
-                    pns_inode,
-                    generation,
-                }),
-                Stage::Tombstone => self.observe(Observation::TombstoneAcked {
-                    pns_inode,
-                    generation,
-                }),
-            }
+            self.settle(report.row);
+        }
+    }
+
+    /// Tells the reconciler of a mapping or a tombstone that is no longer owed.
+    fn settle(&mut self, row: u64) {
+        let Some(done) = self.parts.outbox.stage_of(row) else {
+            return;
+        };
+        let (pns_inode, generation) = (done.pns_inode, done.generation);
+        match done.stage {
+            Stage::None => {}
+            Stage::Mapping => self.observe(Observation::MappingAcked {
+                pns_inode,
+                generation,
+            }),
+            Stage::Tombstone => self.observe(Observation::TombstoneAcked {
+                pns_inode,
+                generation,
+            }),
         }
     }
 
@@ -297,6 +301,8 @@ impl Collector {
         let now = now_ms();
         let batch = std::mem::take(&mut self.batch);
         let has_messages = !batch.messages.is_empty();
+        // What the bus has it says once: that outlives a commit that fails.
+        let (acked, rejected) = (batch.acked.clone(), batch.rejected.clone());
         let result = if batch.is_empty() {
             if self.parts.outbox.has_unsynced_acks() && now >= self.next_status_ms {
                 self.parts.outbox.sync(&self.reconciler, now)
@@ -326,7 +332,11 @@ impl Collector {
                 self.act();
                 self.publish_status(now);
             }
-            Err(error) => self.recover(&telemetry::chain(&error)),
+            Err(error) => {
+                self.batch.acked = acked;
+                self.batch.rejected = rejected;
+                self.recover(&telemetry::chain(&error));
+            }
         }
     }
 
@@ -350,7 +360,6 @@ impl Collector {
             "the state cannot be written; what was seen since counts as not seen, and everything is listed again"
         );
         self.requests.clear();
-        self.released.clear();
         std::thread::sleep(COMMIT_RETRY);
         let restored = match self.parts.outbox.recover() {
             Ok(restored) => restored,
@@ -368,17 +377,27 @@ impl Collector {
             .filter(|(_, _, up, _)| *up)
             .map(|(id, runtime, _, streaming)| (id.clone(), runtime.clone(), streaming))
             .collect();
+        // What waits in the queue brings fds of its own, which must stay.
+        let held = self.reconciler.namespaces().filter_map(|row| row.fd());
+        self.released.extend(held);
+        for fd in self.released.drain(..) {
+            self.parts.processes.fds().release(fd);
+        }
         self.reconciler = Reconciler::new(
             self.parts.identity.clone(),
             self.parts.settings.clone(),
             restored,
         );
-        self.parts.processes.fds().retain(&BTreeSet::new());
         let owed = self.parts.outbox.owed_mappings();
         self.observe(Observation::Began {
             last_alive_ms: now_ms(),
             owed,
         });
+        let rejected = self.batch.rejected.iter().map(|(row, _)| *row);
+        let reported: Vec<u64> = self.batch.acked.iter().copied().chain(rejected).collect();
+        for row in reported {
+            self.settle(row);
+        }
         for (source, runtime, streaming) in ups {
             self.observe(Observation::SourceUp {
                 source,
