@@ -15,7 +15,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::model::SourceId;
-use crate::outbox::{Batch, Outbox, Owed, Stage, Totals};
+use crate::model::message::Message;
+use crate::outbox::{self, Batch, Outbox, Owed, Stage, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings};
 use crate::runtime::watch::{Request, Watched, now_ms};
@@ -113,6 +114,7 @@ pub struct Collector {
     parts: Tools,
     watched: BTreeMap<SourceId, Watched>,
     batch: Batch,
+    messages: Vec<(u64, Message)>,
     released: Vec<FdToken>,
     requests: Vec<(SourceId, Request)>,
     phase: &'static str,
@@ -156,6 +158,7 @@ impl Collector {
             },
             watched: BTreeMap::new(),
             batch: Batch::default(),
+            messages: Vec::new(),
             released: Vec::new(),
             requests: Vec::new(),
             phase: "starting",
@@ -243,9 +246,7 @@ impl Collector {
             for effect in self.reconciler.handle(observation, now_ms) {
                 match effect {
                     Effect::Publish(message) => {
-                        let row = self.parts.outbox.take_row();
-                        let outgoing = self.parts.renderer.render(&message, row, now_ms);
-                        self.batch.messages.push(Owed::new(&message, outgoing));
+                        self.messages.push((self.parts.outbox.take_row(), message));
                     }
                     Effect::SaveRow(key) => {
                         self.batch.rows.insert(key);
@@ -295,7 +296,14 @@ impl Collector {
     /// Makes what was decided durable, then acts on it.
     fn commit(&mut self) {
         let now = now_ms();
-        let batch = std::mem::take(&mut self.batch);
+        let mut batch = std::mem::take(&mut self.batch);
+        let messages = outbox::coalesce(std::mem::take(&mut self.messages));
+        batch
+            .messages
+            .extend(messages.into_iter().map(|(row, message)| {
+                let outgoing = self.parts.renderer.render(&message, row, now);
+                Owed::new(&message, outgoing)
+            }));
         let has_messages = !batch.messages.is_empty();
         let result = if batch.is_empty() {
             if self.parts.outbox.has_unsynced_acks() && now >= self.next_status_ms {
