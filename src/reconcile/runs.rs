@@ -343,7 +343,9 @@ fn merge_new(line: &mut Line, container: &Container, said: &Said<'_>) {
         (None, false) => return,
     };
     let shown = line.runs.last_mut().filter(|run| {
-        !run.is_told && run.started_at_ns >= started_at_ns && !(is_live && run.end.is_some())
+        // A run of which only the end was heard has no start to compare.
+        let is_its_start = run.start_event_ns.is_none() || run.started_at_ns >= started_at_ns;
+        !run.is_told && is_its_start && !(is_live && run.end.is_some())
     });
     let run = match shown {
         Some(run) => run,
@@ -399,7 +401,7 @@ fn end_by(event: &RuntimeEvent) -> End {
     }
 }
 
-/// The end as an inspect says it. Its time and exit code count only if it ended after it started.
+/// The end as an inspect says it. Its time counts only if it ended after it started.
 fn end_of(container: &Container, started_at_ns: u64, told: Option<End>) -> End {
     let finished_at_ns = container
         .finished_at_ns
@@ -408,9 +410,7 @@ fn end_of(container: &Container, started_at_ns: u64, told: Option<End>) -> End {
     let by_event = told.as_ref().map(|end| end.at_ns);
     End {
         at_ns: finished_at_ns.or(by_event).unwrap_or(0),
-        exit_code: finished_at_ns
-            .and(container.exit_code)
-            .or(told.and_then(|end| end.exit_code)),
+        exit_code: container.exit_code.or(told.and_then(|end| end.exit_code)),
         event_ns,
     }
 }

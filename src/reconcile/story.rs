@@ -93,7 +93,8 @@ pub(super) struct Telling {
 impl Reconciler {
     pub(super) fn tell_round(&mut self, mut tracked: Tracked, id: &ContainerId, mut round: Round) {
         let base = self.base_of(&tracked, id, &round);
-        let runs_once = self.source_type(&tracked) == Some(RuntimeType::Cri);
+        let source = self.sources.get(&tracked.owner);
+        let runs_once = source.is_some_and(super::Source::runs_once);
         let line = line_of(&tracked.known_runs(runs_once), &round.said());
         let mut reading = round.reading.take();
         let seq = self.seq;
@@ -254,10 +255,14 @@ impl Reconciler {
             };
             self.open_run(tracked, base, story, is_last, reading);
             tracked.newest = Some(newest_of(story, tracked.run.as_ref()));
+            let before = tracked.container().and_then(|told| told.finished_at_ns);
+            let ended_before = [base.finished_at_ns, before].into_iter().flatten();
             let view = Container {
                 state: State::Running,
                 started_at_ns: Some(story.started_at_ns),
-                finished_at_ns: None,
+                finished_at_ns: ended_before
+                    .filter(|finished_at_ns| *finished_at_ns <= story.started_at_ns)
+                    .max(),
                 exit_code: None,
                 oom_killed: base.oom_killed.map(|_| false),
                 reason: String::new(),
@@ -383,6 +388,7 @@ impl Reconciler {
             return;
         }
         tracked.life.attempts = 0;
+        self.check_hint(tracked, id);
         let last = round.events.last();
         let telling = Telling {
             event_ns: last.map(|event| event.at_ns),
@@ -480,6 +486,7 @@ impl Reconciler {
         debug_assert!(tracked.run.is_none(), "a run is opened while one is open");
         let started_at_ns = story.started_at_ns;
         let end_ns = story.end.as_ref().map(|end| end.at_ns);
+        let end_ns = end_ns.filter(|end_ns| *end_ns != 0);
         let is_of_this_run =
             |hint: &Run| is_last && end_ns.is_none_or(|end_ns| hint.started_at_ns <= end_ns);
         let run = match reading {
@@ -502,11 +509,6 @@ impl Reconciler {
         };
         tracked.life.last_alive_ms = 0;
         tracked.run = Some(run);
-    }
-
-    fn source_type(&self, tracked: &Tracked) -> Option<RuntimeType> {
-        let source = self.sources.get(&tracked.owner)?;
-        Some(source.runtime.runtime)
     }
 }
 
