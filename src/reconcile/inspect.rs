@@ -51,7 +51,7 @@ impl Reconciler {
         let life = &mut tracked.life;
         life.touched_list = list;
         life.asked_fingerprint = None;
-        life.is_watched |= is_unknown && event.what == EventKind::Created;
+        life.is_watched |= event.what == EventKind::Created;
         if is_deletion {
             life.deleted_at_ns = Some(event.at_ns);
         } else {
@@ -201,7 +201,7 @@ impl Reconciler {
         let life = &mut tracked.life;
         let is_deleted = life.deleted_at_ns.is_some();
         let is_final = is_deleted && !runs_once;
-        let covered = if is_deleted {
+        let covered = if is_deleted && runs_once {
             life.pending.len()
         } else {
             covered
@@ -222,7 +222,9 @@ impl Reconciler {
             life.pending = later;
             Vec::new()
         };
-        let expects_events = is_streaming && (is_told || life.is_watched) && !is_final;
+        // One that an event showed in the midst of its life has an earlier part that no event will tell.
+        let is_known_whole = is_told || life.is_watched || events.is_empty();
+        let expects_events = is_streaming && is_known_whole && !is_final;
         let origin = if events.is_empty() && !is_final {
             Origin::Resync
         } else {

@@ -347,9 +347,9 @@ impl Reconciler {
             };
             let fd = row.fd.take();
             let is_buried = row.phase == Phase::Buried;
+            self.counters.evicted += 1;
             self.release_fd(fd);
             if !is_buried {
-                self.counters.evicted += 1;
                 self.bury(inode);
             }
         }

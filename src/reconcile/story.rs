@@ -95,14 +95,16 @@ impl Reconciler {
         let base = self.base_of(&tracked, id, &round);
         let source = self.sources.get(&tracked.owner);
         let runs_once = source.is_some_and(super::Source::runs_once);
-        let line = line_of(&tracked.known_runs(runs_once), &round.said());
-        let mut reading = round.reading.take();
-        let seq = self.seq;
         let is_new = !tracked.is_told();
         let is_snapshot = is_new
             && self.opening != Opening::Done
             && !round.is_final
             && round.event_ns(EventKind::Created).is_none();
+        // What ran before a snapshot is not told: there is nothing to wait for.
+        round.tells_ahead |= is_snapshot;
+        let line = line_of(&tracked.known_runs(runs_once), &round.said());
+        let mut reading = round.reading.take();
+        let seq = self.seq;
         if is_snapshot {
             self.tell_snapshot(&mut tracked, &base, &line, &mut reading);
         } else {
@@ -211,8 +213,14 @@ impl Reconciler {
             }
             tracked.newest = Some(newest_of(newest, tracked.run.as_ref()));
         }
-        let fields = Fields::of(base, tracked.process_facts());
-        tracked.keep_told(base.clone(), fields);
+        let end = line.runs.last().and_then(|newest| newest.end.as_ref());
+        let view = match (&tracked.run, end) {
+            (Some(run), _) if !base.state.is_live() => running(base.clone(), run.started_at_ns),
+            (None, Some(end)) if base.state.is_live() => exited(base.clone(), end),
+            (Some(_) | None, _) => base.clone(),
+        };
+        let fields = Fields::of(&view, tracked.process_facts());
+        tracked.keep_told(view, fields);
         self.publish_snapshot(tracked);
     }
 
@@ -258,15 +266,10 @@ impl Reconciler {
             let before = tracked.container().and_then(|told| told.finished_at_ns);
             let ended_before = [base.finished_at_ns, before].into_iter().flatten();
             let view = Container {
-                state: State::Running,
-                started_at_ns: Some(story.started_at_ns),
                 finished_at_ns: ended_before
                     .filter(|finished_at_ns| *finished_at_ns <= story.started_at_ns)
                     .max(),
-                exit_code: None,
-                oom_killed: base.oom_killed.map(|_| false),
-                reason: String::new(),
-                ..base.clone()
+                ..running(base.clone(), story.started_at_ns)
             };
             let telling = Telling {
                 event_ns: story.start_event_ns,
@@ -308,13 +311,8 @@ impl Reconciler {
             }
         } else {
             Container {
-                state: State::Exited,
                 started_at_ns: Some(run.started_at_ns),
-                finished_at_ns,
-                exit_code: end.exit_code,
-                oom_killed: base.oom_killed.map(|_| false),
-                reason: String::new(),
-                ..base.clone()
+                ..exited(base.clone(), end)
             }
         };
         let telling = Telling {
@@ -541,6 +539,30 @@ fn before_first_run(container: Container) -> Container {
         started_at_ns: None,
         finished_at_ns: None,
         exit_code: None,
+        oom_killed: container.oom_killed.map(|_| false),
+        reason: String::new(),
+        ..container
+    }
+}
+
+/// The container in a run of which the inspect does not speak.
+fn running(container: Container, started_at_ns: u64) -> Container {
+    Container {
+        state: State::Running,
+        started_at_ns: Some(started_at_ns),
+        exit_code: None,
+        oom_killed: container.oom_killed.map(|_| false),
+        reason: String::new(),
+        ..container
+    }
+}
+
+/// The container after the end of a run of which the inspect does not speak.
+fn exited(container: Container, end: &End) -> Container {
+    Container {
+        state: State::Exited,
+        finished_at_ns: Some(end.at_ns).filter(|at_ns| *at_ns != 0),
+        exit_code: end.exit_code,
         oom_killed: container.oom_killed.map(|_| false),
         reason: String::new(),
         ..container

@@ -255,7 +255,9 @@ impl Checker {
             .members
             .iter()
             .map(|member| {
-                world.lives.iter().find(|life| {
+                let lives = world.lives.iter();
+                let mut lives = lives.filter(|life| life.boot_id == mapping.boot_id);
+                lives.find(|life| {
                     (life.pid, life.start_ticks, life.inode, &life.container)
                         == (member.pid, member.start_ticks, inode, &member.container_id)
                 })

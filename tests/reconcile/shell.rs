@@ -68,6 +68,8 @@ pub(crate) struct Link {
     floor_ms: u64,
     pub(crate) lose_events: usize,
     has_lost: bool,
+    /// It was listed whole since it came up or lost something: from then on its stories are whole.
+    is_listed: bool,
     pub(crate) double_events: usize,
     pub(crate) fail_lists: usize,
     pub(crate) partial_lists: usize,
@@ -119,6 +121,7 @@ impl Shell {
             floor_ms: 0,
             lose_events: 0,
             has_lost: false,
+            is_listed: false,
             double_events: 0,
             fail_lists: 0,
             partial_lists: 0,
@@ -272,6 +275,7 @@ impl Shell {
         let streaming = self.links.get_mut(&runtime).is_some_and(|link| {
             link.connection += 1;
             link.has_lost = false;
+            link.is_listed = false;
             link.lose_events = 0;
             link.is_streaming
         });
@@ -365,7 +369,10 @@ impl Shell {
     fn send_event(&mut self, runtime: Runtime, event: RuntimeEvent) {
         let now_ms = self.world.mono_ms;
         let is_opened = self.reconciler.as_ref().is_some_and(Reconciler::opened);
-        if !is_opened && let Some(container) = self.world.containers.get_mut(&event.id) {
+        let is_listed = self.links.get(&runtime).is_some_and(|link| link.is_listed);
+        if !(is_opened && is_listed)
+            && let Some(container) = self.world.containers.get_mut(&event.id)
+        {
             container.is_clean = false;
         }
         let delay_ms = self.random(DELAY_MS);
@@ -408,6 +415,7 @@ impl Shell {
             return;
         };
         link.has_lost = false;
+        link.is_listed = false;
         link.lose_events = 0;
         let delay_ms = link.floor_ms.saturating_sub(now_ms) + 1;
         let source = Self::source_id(runtime);
@@ -466,7 +474,7 @@ impl Shell {
             self.advance(TICK_MS)?;
         }
         Err(format!(
-            "everything_settles: {:?} {:#?}",
+            "everything_settles: {:?} {:?}",
             self.queue, self.reconciler
         ))
     }
@@ -578,7 +586,10 @@ impl Shell {
         ProcessReading::Alive(Box::new(Process {
             pid,
             start_ticks: process.start_ticks,
-            started_at_ms: self.world.wall_offset_ms + process.start_ticks * 10 - 10,
+            started_at_ms: self.world.wall_offset_ms
+                + self.world.booted_ms
+                + process.start_ticks * 10
+                - 10,
             pns_inode: process.inode,
             pns_id: self.world.has_ns_ids.then_some(process.namespace),
             mnt_ns: u64::from(pid),
@@ -631,6 +642,7 @@ impl Shell {
             }
             return Ok(());
         };
+        self.note_listed(&observation);
         if matches!(observation, Observation::SnapshotDue) {
             self.check.lose_all();
         }
@@ -691,6 +703,18 @@ impl Shell {
         );
         self.reconciler = Some(reconciler);
         Ok(())
+    }
+
+    fn note_listed(&mut self, observation: &Observation) {
+        if let Observation::ListDone {
+            source,
+            outcome: ListOutcome::Complete(_),
+        } = observation
+            && let Ok(runtime) = runtime_of(source)
+            && let Some(link) = self.links.get_mut(&runtime)
+        {
+            link.is_listed = true;
+        }
     }
 
     fn act(&mut self, reconciler: &Reconciler, effect: Effect) -> Check {

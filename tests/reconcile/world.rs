@@ -71,6 +71,7 @@ pub(crate) struct Proc {
 /// One life of a process, kept for ever.
 #[derive(Clone, Debug)]
 pub(crate) struct Life {
+    pub(crate) boot_id: Arc<str>,
     pub(crate) container: ContainerId,
     pub(crate) pid: u32,
     pub(crate) start_ticks: u64,
@@ -113,6 +114,8 @@ pub(crate) struct World {
     last_ns: u64,
     pub(crate) boot_id: Arc<str>,
     boots: u32,
+    /// When the newest boot was; start ticks count from it.
+    pub(crate) booted_ms: u64,
     next_pid: u32,
     next_namespace: u64,
     pub(crate) has_ns_ids: bool,
@@ -135,6 +138,7 @@ impl World {
             last_ns: 0,
             boot_id: "boot-1".into(),
             boots: 1,
+            booted_ms: 0,
             next_pid: 100,
             next_namespace: 1,
             has_ns_ids,
@@ -260,7 +264,7 @@ impl World {
             }
         };
         let pid = self.free_pid();
-        let start_ticks = self.mono_ms / 10;
+        let start_ticks = (self.mono_ms - self.booted_ms) / 10;
         self.procs.insert(
             pid,
             Proc {
@@ -272,6 +276,7 @@ impl World {
             },
         );
         self.lives.push(Life {
+            boot_id: Arc::clone(&self.boot_id),
             container: id.clone(),
             pid,
             start_ticks,
@@ -370,6 +375,8 @@ impl World {
     /// Everything stops, numbers and pids begin anew; the runtimes will find their containers exited.
     pub(crate) fn reboot(&mut self) {
         self.boots += 1;
+        self.mono_ms += 5_000;
+        self.booted_ms = self.mono_ms - 1_000;
         self.boot_id = format!("boot-{}", self.boots).into();
         self.procs.clear();
         self.held.clear();
