@@ -222,7 +222,7 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
     let is_same = inspect.is_some_and(|container| {
         known
             .newest
-            .is_some_and(|newest| speaks_of(container, newest, said.process))
+            .is_some_and(|newest| speaks_of(container, newest, known.is_open, said.process))
     });
     for event in said.events {
         take_event(line, known, event, !is_same);
@@ -235,21 +235,50 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
         if is_same {
             merge_told(line, container);
         } else {
-            merge_new(line, container, said);
+            let tells_ahead = said.tells_ahead && said.later.is_empty();
+            merge_new(line, container, tells_ahead);
         }
     }
     for event in said.later {
         take_event(line, known, event, true);
     }
+    if let Some(container) = inspect
+        && line.is_ahead
+        && said.tells_ahead
+    {
+        line.is_ahead = false;
+        merge_late(line, container);
+    }
+}
+
+/// The inspect ran ahead of events that have come by now: it speaks of the first run that it began before.
+fn merge_late(line: &mut Line, container: &Container) {
+    let started_at_ns = container.started_at_ns.unwrap_or(0);
+    let mut runs = line.runs.iter_mut();
+    let shown = runs.find(|run| !run.is_told && run.started_at_ns >= started_at_ns);
+    if let Some(run) = shown {
+        be_exact(run, container);
+        run.is_inspected = true;
+    } else {
+        merge_new(line, container, true);
+    }
 }
 
 /// Whether an inspect speaks of the newest run that was told.
-fn speaks_of(container: &Container, newest: &Newest, process: Option<(u32, u64)>) -> bool {
+fn speaks_of(
+    container: &Container,
+    newest: &Newest,
+    is_open: bool,
+    process: Option<(u32, u64)>,
+) -> bool {
     let is_other_process =
         process.is_some() && newest.process.is_some() && process != newest.process;
+    let is_over = !is_open && container.state.is_live();
     match container.started_at_ns {
         Some(started_at_ns) if newest.is_exact => started_at_ns == newest.started_at_ns,
-        Some(started_at_ns) => started_at_ns <= newest.started_at_ns && !is_other_process,
+        Some(started_at_ns) => {
+            started_at_ns <= newest.started_at_ns && !is_other_process && !is_over
+        }
         None => !is_other_process,
     }
 }
@@ -335,7 +364,7 @@ fn merge_told(line: &mut Line, container: &Container) {
 }
 
 /// The inspect speaks of a run that was not told: the last of those that events showed, or a newer one.
-fn merge_new(line: &mut Line, container: &Container, said: &Said<'_>) {
+fn merge_new(line: &mut Line, container: &Container, tells_ahead: bool) {
     let is_live = container.state.is_live();
     let started_at_ns = match (container.started_at_ns, is_live) {
         (Some(started_at_ns), _) => started_at_ns,
@@ -343,11 +372,13 @@ fn merge_new(line: &mut Line, container: &Container, said: &Said<'_>) {
         (None, false) => return,
     };
     let shown = line.runs.last_mut().filter(|run| {
-        !run.is_told && run.started_at_ns >= started_at_ns && !(is_live && run.end.is_some())
+        // A run of which only the end was heard has no start to compare.
+        let is_its_start = run.start_event_ns.is_none() || run.started_at_ns >= started_at_ns;
+        !run.is_told && is_its_start && !(is_live && run.end.is_some())
     });
     let run = match shown {
         Some(run) => run,
-        None if !said.tells_ahead => {
+        None if !tells_ahead => {
             line.is_ahead = true;
             return;
         }
@@ -399,7 +430,7 @@ fn end_by(event: &RuntimeEvent) -> End {
     }
 }
 
-/// The end as an inspect says it. Its time and exit code count only if it ended after it started.
+/// The end as an inspect says it. Its time counts only if it ended after it started.
 fn end_of(container: &Container, started_at_ns: u64, told: Option<End>) -> End {
     let finished_at_ns = container
         .finished_at_ns
@@ -408,9 +439,7 @@ fn end_of(container: &Container, started_at_ns: u64, told: Option<End>) -> End {
     let by_event = told.as_ref().map(|end| end.at_ns);
     End {
         at_ns: finished_at_ns.or(by_event).unwrap_or(0),
-        exit_code: finished_at_ns
-            .and(container.exit_code)
-            .or(told.and_then(|end| end.exit_code)),
+        exit_code: container.exit_code.or(told.and_then(|end| end.exit_code)),
         event_ns,
     }
 }
