@@ -798,6 +798,7 @@ fn tokens_in(observation: &Observation) -> Vec<FdToken> {
         Observation::Process { reading, .. } => Some(reading),
         Observation::Inspected { .. }
         | Observation::Began { .. }
+        | Observation::SourceExpected { .. }
         | Observation::SourceUp { .. }
         | Observation::SourceDown { .. }
         | Observation::SourceForgotten { .. }
