@@ -232,6 +232,13 @@ pub(crate) fn check_partitions(messages: &[Message]) -> Result<()> {
             message.key
         );
     }
+    let deltas = of_topic(messages, "deltas");
+    let mut places: Vec<_> = deltas.map(|message| (message.offset, seq(message))).collect();
+    places.sort_unstable();
+    ensure!(
+        places.is_sorted_by_key(|(_, seq)| *seq),
+        "deltas out of order: {places:?}"
+    );
     ensure!(
         partitions.keys().any(|(topic, _)| *topic == "deltas"),
         "no delta at all"
