@@ -233,7 +233,9 @@ pub(crate) fn check_partitions(messages: &[Message]) -> Result<()> {
         );
     }
     let deltas = of_topic(messages, "deltas");
-    let mut places: Vec<_> = deltas.map(|message| (message.offset, seq(message))).collect();
+    let mut places: Vec<_> = deltas
+        .map(|message| (message.offset, seq(message)))
+        .collect();
     places.sort_unstable();
     ensure!(
         places.is_sorted_by_key(|(_, seq)| *seq),
