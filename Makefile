@@ -32,7 +32,7 @@ demo: build
 
 test: install install-lab
 	cargo test --locked --lib --bins
-	cargo test --locked --test it
+	cargo test --locked --test it --test reconcile
 	# One lab after another: each has runtimes and brokers of its own, and there may be two cores for all.
 	cargo test --locked --test sink --test e2e -- --test-threads=1
 

@@ -182,6 +182,9 @@ impl Collector {
                     Err(_) => break,
                 }
             }
+            if self.parts.outbox.take_snapshot_due() {
+                self.observe(Observation::SnapshotDue);
+            }
             self.commit();
         }
         self.sync();

@@ -24,6 +24,8 @@
 mod limits;
 mod reader;
 mod recover;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -83,6 +85,8 @@ pub struct Meta {
     pub opened: bool,
     /// The last commit, in unix milliseconds.
     pub last_alive_ms: u64,
+    /// Deltas were dropped for room, and the snapshot that follows is still to be told.
+    pub snapshot_owed: bool,
     next_row: u64,
 }
 
@@ -309,6 +313,15 @@ impl Outbox {
         self.quarantined
     }
 
+    /// Whether the snapshot that follows dropped deltas is to be told now: once, when half of the room is free.
+    pub fn take_snapshot_due(&mut self) -> bool {
+        let is_due = self.meta.snapshot_owed && self.totals.bytes < self.options.bytes_max / 2;
+        if is_due {
+            self.meta.snapshot_owed = false;
+        }
+        is_due
+    }
+
     /// Whether acknowledgements wait for the next durable commit.
     pub fn has_unsynced_acks(&self) -> bool {
         self.has_unsynced_acks
@@ -368,6 +381,7 @@ impl Outbox {
         let is_durable = !batch.is_only_acks();
         let plan = self.plan(&batch);
         let drop = self.plan_drop(&batch, &plan);
+        self.meta.snapshot_owed |= drop.is_some();
         self.write(&batch, &plan, drop.as_ref(), reconciler, gap, is_durable)?;
         self.has_unsynced_acks = !is_durable;
         self.apply(batch, plan);

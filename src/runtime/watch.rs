@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Endpoint, EventStream, Inspection, RuntimeClient, RuntimeError};
+use super::{Endpoint, EventStream, Inspection, RuntimeClient, RuntimeError, RuntimeInfo};
 use crate::backoff::Backoff;
 use crate::collector::ObservationSender;
 use crate::model::message::RuntimeSource;
@@ -240,7 +240,7 @@ impl Watcher {
                 biased;
                 () = self.context.stop.cancelled() => return SessionEnd::Stopped,
                 event = next_event(&mut stream) => match event {
-                    Some(Ok(event)) => self.pass_on(event, &mut has_gap),
+                    Some(Ok(event)) => self.pass_on(named(event, client.info()), &mut has_gap),
                     Some(Err(error @ RuntimeError::Malformed { .. })) => {
                         tracing::warn!(
                             source = %self.source,
@@ -498,6 +498,15 @@ fn names_container(reading: &ProcessReading, id: &ContainerId) -> bool {
         ProcessReading::Alive(process) => process.cgroup.contains(id.as_str()),
         ProcessReading::Dead | ProcessReading::Denied => true,
     }
+}
+
+/// Docker's events do not say which runtime made a container.
+fn named(mut event: RuntimeEvent, info: &RuntimeInfo) -> RuntimeEvent {
+    if let Some(facts) = event.facts.as_deref_mut() {
+        facts.runtime_name = Arc::clone(&info.name);
+        facts.runtime_version = Arc::clone(&info.version);
+    }
+    event
 }
 
 async fn next_event(

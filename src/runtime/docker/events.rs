@@ -118,11 +118,7 @@ impl Reader {
 /// `Ok(None)` for a line that is understood and no concern of ours.
 fn parse_line(line: &[u8]) -> Result<Option<RuntimeEvent>, BoxError> {
     let event: Event = serde_json::from_str(&String::from_utf8_lossy(line))?;
-    let parsed = normalise::event(&event);
-    if parsed.is_none() && normalise::is_of_container(&event) && event.action.0.is_none() {
-        return Err("an event of a container without an action".into());
-    }
-    Ok(parsed)
+    Ok(normalise::event(&event)?)
 }
 
 /// Cuts chunks into lines.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::exit_labels::EXIT_CODE_ATTRIBUTE;
-use super::wire::{Details, Event, Row, Version};
+use super::wire::{Attributes, Details, Event, Row, Version};
 use crate::model::{
     Container, ContainerId, ContainerKind, EventKind, ListRow, Pod, RuntimeEvent, RuntimeType,
     State,
@@ -182,11 +182,22 @@ pub(super) fn labelled_as_exit_code(rows: &[Lenient<Row>]) -> Vec<ContainerId> {
 /// One event; `None` for what is not a container's or has another action than those asked for. Its exit code is
 /// what an attribute or a label of that name says, in every event: [`ExitLabels::screen`] has yet to judge it.
 ///
+/// # Errors
+/// What it lacks.
+///
 /// [`ExitLabels::screen`]: super::exit_labels::ExitLabels::screen
-pub(super) fn event(event: &Event) -> Option<RuntimeEvent> {
-    let actor = event.actor.0.as_ref()?;
-    let id = ContainerId::parse(actor.id.text())?;
-    let what = match event.action.text() {
+pub(super) fn event(event: &Event) -> Result<Option<RuntimeEvent>, &'static str> {
+    match event.scope.0.as_deref() {
+        Some("container") => {}
+        Some(_) => return Ok(None),
+        None => return Err("an event without a type"),
+    }
+    let action = event
+        .action
+        .0
+        .as_deref()
+        .ok_or("an event without an action")?;
+    let what = match action {
         "create" => EventKind::Created,
         "init" => EventKind::Initialized,
         "start" => EventKind::Started,
@@ -195,8 +206,10 @@ pub(super) fn event(event: &Event) -> Option<RuntimeEvent> {
         "rename" => EventKind::Renamed,
         "die" | "died" => EventKind::Died,
         "destroy" | "remove" => EventKind::Deleted,
-        _ => return None,
+        _ => return Ok(None),
     };
+    let actor = event.actor.0.as_ref().ok_or("an event of nobody")?;
+    let id = ContainerId::parse(actor.id.text()).ok_or("an event without a usable id")?;
     let attributes = actor.attributes.0.as_ref();
     let exit_code = attributes.and_then(|said| {
         said.exit_code
@@ -215,19 +228,48 @@ pub(super) fn event(event: &Event) -> Option<RuntimeEvent> {
         (_, Some(s)) => u64::try_from(s).unwrap_or(0).saturating_mul(1_000_000_000),
         (_, None) => 0,
     };
-    Some(RuntimeEvent {
+    let kind = kind(attributes.and_then(|said| said.kubernetes_type.0.as_deref()));
+    let facts = attributes
+        .filter(|_| what == EventKind::Created)
+        .map(|said| Box::new(facts(&id, kind, at_ns, said)));
+    Ok(Some(RuntimeEvent {
         id,
-        kind: kind(attributes.and_then(|said| said.kubernetes_type.0.as_deref())),
+        kind,
         what,
         at_ns,
         exit_code,
-        facts: None,
-    })
+        facts,
+    }))
 }
 
-/// Whether a line of the stream is an event of a container at all.
-pub(super) fn is_of_container(event: &Event) -> bool {
-    event.scope.text() == "container"
+/// What the event of its creation says of a container, for one that is gone before it can be inspected. Which
+/// labels it has cannot be told: an event's attributes mix them with its own.
+fn facts(id: &ContainerId, kind: ContainerKind, at_ns: u64, said: &Attributes) -> Container {
+    let image_name = said.image.text();
+    Container {
+        id: id.clone(),
+        name: name(said.name.text()),
+        kind,
+        runtime: RuntimeType::Docker,
+        runtime_name: "".into(),
+        runtime_version: "".into(),
+        state: State::Created,
+        image_id: String::new(),
+        image_name: text::bounded(text::bare_digest(image_name)),
+        image_digest: text::bounded(repository_digest(image_name)),
+        pid: None,
+        created_at_ns: at_ns,
+        started_at_ns: None,
+        finished_at_ns: None,
+        exit_code: None,
+        oom_killed: None,
+        restart_count: None,
+        pod: None,
+        pid_mode: String::new(),
+        privileged: None,
+        reason: String::new(),
+        labels: std::collections::BTreeMap::new(),
+    }
 }
 
 /// The name itself where it is `repo@sha256:…`: an inspect tells no other digest of the repository.

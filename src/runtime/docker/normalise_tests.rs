@@ -244,7 +244,7 @@ fn the_version_to_speak_is_one_that_both_know() {
 }
 
 fn event_of(text: &str) -> Option<RuntimeEvent> {
-    event(&serde_json::from_str(text).expect("it is JSON"))
+    event(&serde_json::from_str(text).expect("it is JSON")).expect("it lacks nothing")
 }
 
 #[test]

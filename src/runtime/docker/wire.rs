@@ -119,6 +119,8 @@ pub(super) struct Actor {
 pub(super) struct Attributes {
     #[serde(rename = "exitCode")]
     pub(super) exit_code: Lenient<String>,
+    pub(super) name: Lenient<String>,
+    pub(super) image: Lenient<String>,
     #[serde(rename = "containerExitCode")]
     pub(super) container_exit_code: Lenient<String>,
     #[serde(rename = "io.kubernetes.docker.type")]
