@@ -166,11 +166,11 @@ impl Reconciler {
         }
     }
 
+    /// Lists a runtime without a stream; one with a stream tells by itself.
     pub(super) fn list_due(&mut self, id: &SourceId) {
-        let wanted = self
-            .sources
-            .get(id)
-            .is_some_and(|source| source.list.is_idle() && !source.is_overlay());
+        let wanted = self.sources.get(id).is_some_and(|source| {
+            source.list.is_idle() && !source.is_overlay() && !source.streaming
+        });
         if wanted {
             self.relist(id);
         }
