@@ -11,7 +11,7 @@ use super::runs::{End, Line, Newest, RunStory, Said, line_of};
 use super::{Effect, Opening, ProcessReading, Reconciler, RowKey};
 use crate::model::message::{Delta, Message, Op, Origin};
 use crate::model::record::Fields;
-use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, RuntimeType, State};
+use crate::model::{Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, State};
 
 /// One round: the events that are settled now, and what was said after them.
 #[derive(Debug)]
@@ -392,7 +392,8 @@ impl Reconciler {
             event_ns: last.map(|event| event.at_ns),
             ..round_telling(round, Op::Update, last.map_or(0, |event| event.at_ns))
         };
-        self.tell_update(tracked, base, telling);
+        let view = with_times_of_runs(base, tracked.container());
+        self.tell_update(tracked, view, telling);
     }
 
     /// Tells a container that is not as it was told last.
@@ -567,6 +568,19 @@ fn exited(container: Container, end: &End) -> Container {
         reason: String::new(),
         ..container
     }
+}
+
+/// A sandbox's status does not say when it started and ended (CRI v1); what its events said stays.
+fn with_times_of_runs(mut view: Container, told: Option<&Container>) -> Container {
+    if view.kind == ContainerKind::Sandbox
+        && let Some(told) = told
+    {
+        view.started_at_ns = view.started_at_ns.or(told.started_at_ns);
+        if !view.state.is_live() {
+            view.finished_at_ns = view.finished_at_ns.or(told.finished_at_ns);
+        }
+    }
+    view
 }
 
 fn stop_reason(view: &Container) -> &str {
