@@ -55,6 +55,8 @@ pub(super) struct Said<'a> {
     pub(super) later: &'a [RuntimeEvent],
     /// Whether a run that only the inspect shows is told at once, or its events are waited for.
     pub(super) tells_ahead: bool,
+    /// Whether several inspects in a row have contradicted what was told: then they are believed.
+    pub(super) is_insisted: bool,
 }
 
 /// How a run ended.
@@ -143,7 +145,22 @@ pub(super) fn line_of(known: &Known<'_>, said: &Said<'_>) -> Line {
     } else {
         many_runs(&mut line, known, said);
     }
+    if line.is_contradicted && said.is_insisted && said.process.is_some() {
+        line.is_contradicted = false;
+        believe(&mut line, said);
+    }
     line
+}
+
+/// A process lives of a run whose end was told: whatever told that end, the container runs.
+fn believe(line: &mut Line, said: &Said<'_>) {
+    let told_ns = line.runs.last().map_or(1, |run| run.started_at_ns);
+    let started_at_ns = said.inspect.and_then(|container| container.started_at_ns);
+    line.runs.push(RunStory {
+        is_exact: started_at_ns.is_some(),
+        is_inspected: true,
+        ..RunStory::new(started_at_ns.unwrap_or(told_ns))
+    });
 }
 
 /// CRI: the one run, as far as anything says it.
@@ -233,7 +250,7 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
             line.runs.retain(|run| run.is_told);
         }
         if is_same {
-            merge_told(line, container);
+            merge_told(line, container, said.process.is_some());
         } else {
             let tells_ahead = said.tells_ahead && said.later.is_empty();
             merge_new(line, container, tells_ahead);
@@ -342,7 +359,7 @@ fn take_event(line: &mut Line, known: &Known<'_>, event: &RuntimeEvent, may_be_n
 }
 
 /// The inspect speaks of the newest run that was told.
-fn merge_told(line: &mut Line, container: &Container) {
+fn merge_told(line: &mut Line, container: &Container, is_alive: bool) {
     let Some(run) = line.runs.first_mut() else {
         return;
     };
@@ -353,7 +370,8 @@ fn merge_told(line: &mut Line, container: &Container) {
         .end
         .as_ref()
         .is_some_and(|end| end.at_ns != 0 && end.at_ns < run.started_at_ns);
-    if is_live && is_of_earlier && !run.was_closed {
+    // The inspect is newer than the events: if its process is alive, they told the end of an earlier run.
+    if is_live && (is_of_earlier || is_alive) && !run.was_closed {
         run.end = None;
     }
     if is_live && run.is_closed() {

@@ -13,6 +13,9 @@ use crate::model::message::{Delta, Message, Op, Origin};
 use crate::model::record::Fields;
 use crate::model::{Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, State};
 
+/// How many inspects in a row must contradict the runs that were told before they are believed.
+const INSISTED: u32 = 3;
+
 /// One round: the events that are settled now, and what was said after them.
 #[derive(Debug)]
 pub(super) struct Round {
@@ -56,7 +59,7 @@ impl Round {
     }
 
     /// What it says of the runs. Only a process that a live container's inspect names counts.
-    fn said(&self) -> Said<'_> {
+    fn said(&self, is_insisted: bool) -> Said<'_> {
         let inspect = self.inspect.as_deref();
         let is_live = inspect.is_some_and(|container| container.state.is_live());
         let process = match &self.reading {
@@ -72,6 +75,7 @@ impl Round {
             process,
             later: &self.later,
             tells_ahead: self.tells_ahead,
+            is_insisted,
         }
     }
 }
@@ -102,7 +106,8 @@ impl Reconciler {
             && round.event_ns(EventKind::Created).is_none();
         // What ran before a snapshot is not told: there is nothing to wait for.
         round.tells_ahead |= is_snapshot;
-        let line = line_of(&tracked.known_runs(runs_once), &round.said());
+        let is_insisted = tracked.life.attempts >= INSISTED;
+        let line = line_of(&tracked.known_runs(runs_once), &round.said(is_insisted));
         let mut reading = round.reading.take();
         let seq = self.seq;
         if is_snapshot {
@@ -263,12 +268,14 @@ impl Reconciler {
             };
             self.open_run(tracked, base, story, is_last, reading);
             tracked.newest = Some(newest_of(story, tracked.run.as_ref()));
-            let before = tracked.container().and_then(|told| told.finished_at_ns);
-            let ended_before = [base.finished_at_ns, before].into_iter().flatten();
+            // The end of the run before it.
+            let finished_at_ns = if story.is_inspected && base.state.is_live() {
+                base.finished_at_ns
+            } else {
+                tracked.container().and_then(|told| told.finished_at_ns)
+            };
             let view = Container {
-                finished_at_ns: ended_before
-                    .filter(|finished_at_ns| *finished_at_ns <= story.started_at_ns)
-                    .max(),
+                finished_at_ns,
                 ..running(base.clone(), story.started_at_ns)
             };
             let telling = Telling {

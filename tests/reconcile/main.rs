@@ -5,7 +5,13 @@
 //! name, `histories.rs` generates, `cases.rs` and `lists.rs` and `mappings.rs` are the cases of the contract
 //! written out, `speed.rs` measures, `purity.rs` reads the source.
 
+mod cases;
 mod check;
 mod histories;
+mod lists;
+mod mappings;
+mod purity;
+mod script;
 mod shell;
+mod speed;
 mod world;
