@@ -11,7 +11,9 @@ use super::runs::{End, Line, Newest, RunStory, Said, line_of};
 use super::{Effect, Opening, ProcessReading, Reconciler, RowKey};
 use crate::model::message::{Delta, Message, Op, Origin};
 use crate::model::record::Fields;
-use crate::model::{Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, State};
+use crate::model::{
+    Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, State,
+};
 
 /// How many inspects in a row must contradict the runs that were told before they are believed.
 const INSISTED: u32 = 3;
