@@ -15,6 +15,7 @@ mod publish;
 mod streams;
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -195,6 +196,8 @@ impl Sender {
     ) -> Result<(), SinkError> {
         let mut open = true;
         let mut intake = Vec::new();
+        let publisher = Arc::clone(&self.publisher);
+        let mut watching = pin!(publisher.watch_connection());
         loop {
             if let Err(Abandoned) = self.reporter.offer() {
                 return Ok(());
@@ -206,6 +209,7 @@ impl Sender {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
+                () = &mut watching => {}
                 Some(ended) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.end(ended);
                 }

@@ -138,7 +138,7 @@ impl Publisher {
                     headers.insert(name, replaces.to_string());
                 }
             }
-            self.connection.wait_until_up().await;
+            self.wait_until_up().await;
             let must_look = match self.attempt(&subject, headers.clone(), message).await {
                 Attempt::Stored(sequence) => return self.stored(sequence),
                 Attempt::Rejected(reason) => return rejected(reason),
@@ -177,6 +177,23 @@ impl Publisher {
                     None => replaces = 0,
                 }
             }
+        }
+    }
+
+    /// Tells the health each time the connection is lost; never ends. The sink runs it beside its messages, for
+    /// a bus that goes away while nothing is to be sent.
+    pub(super) async fn watch_connection(&self) {
+        loop {
+            self.connection.lost().await;
+            self.health
+                .down(&self.why("the connection to nats was lost"));
+        }
+    }
+
+    async fn wait_until_up(&self) {
+        if !self.connection.is_up() {
+            self.health.down(&self.why("nats is away"));
+            self.connection.wait_until_up().await;
         }
     }
 
@@ -244,7 +261,7 @@ impl Publisher {
     async fn last(&self, stream: &str, subject: &str) -> Option<Last> {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         loop {
-            self.connection.wait_until_up().await;
+            self.wait_until_up().await;
             match self.try_last(stream, subject).await {
                 Ok(last) => return last,
                 Err(error) => self.health.down(&error),
