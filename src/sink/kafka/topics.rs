@@ -1,6 +1,7 @@
 //! Kafka's topics: created, checked, listed. Settings and reasons: design §3.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,23 @@ pub struct TopicInfo {
     pub settings: BTreeMap<String, String>,
     /// Records between the first and the last offset of all partitions; compaction leaves holes in it.
     pub messages: i64,
+}
+
+impl fmt::Display for TopicInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.partitions == 0 {
+            return write!(f, "{}: not there", self.name);
+        }
+        write!(
+            f,
+            "{}: {} partitions, {} replicas, {} offsets",
+            self.name, self.partitions, self.replicas, self.messages
+        )?;
+        for (key, value) in &self.settings {
+            write!(f, ", {key} {value}")?;
+        }
+        Ok(())
+    }
 }
 
 /// The cluster's administration.

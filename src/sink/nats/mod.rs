@@ -12,6 +12,7 @@ mod connection;
 mod errors;
 mod naming;
 mod publish;
+mod reap;
 mod streams;
 
 use std::collections::{HashMap, VecDeque};
@@ -103,6 +104,16 @@ impl NatsSink {
     pub async fn list_streams(&mut self) -> Result<Vec<StreamInfo>, SinkError> {
         let connection = self.connect().await?;
         streams::list(&connection, &Naming::new(&self.topics)).await
+    }
+
+    /// Deletes the keys whose newest value expired before `before_ms` (unix milliseconds), unless its host puts
+    /// it again meanwhile. Dropped midway, some are deleted.
+    ///
+    /// # Errors
+    /// [`SinkError::Unavailable`] where the server does not answer or a bucket is not there.
+    pub async fn reap(&mut self, before_ms: i64) -> Result<Vec<super::Reaped>, SinkError> {
+        let connection = self.connect().await?;
+        reap::reap(&connection, &Naming::new(&self.topics), before_ms).await
     }
 }
 

@@ -41,7 +41,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What a KV client writes to delete a key. (`PURGE` would also remove the key's history, of which these
 /// buckets keep none.)
-const DELETED: &str = "DEL";
+pub(super) const DELETED: &str = "DEL";
 
 /// What the sink's tasks share.
 pub(super) struct Publisher {
@@ -80,18 +80,18 @@ enum Attempt {
 
 /// The answer to a message.
 #[derive(Deserialize)]
-struct Answer {
+pub(super) struct Answer {
     #[serde(default)]
     seq: u64,
-    error: Option<ApiError>,
+    pub(super) error: Option<ApiError>,
 }
 
 #[derive(Deserialize)]
-struct ApiError {
+pub(super) struct ApiError {
     #[serde(default)]
-    err_code: u64,
+    pub(super) err_code: u64,
     #[serde(default)]
-    description: String,
+    pub(super) description: String,
 }
 
 /// The last message of a subject.
