@@ -219,7 +219,7 @@ fn nats_headers(headers: &async_nats::HeaderMap) -> BTreeMap<String, String> {
     let mut named = BTreeMap::new();
     for (name, values) in headers.iter() {
         if let Some(value) = values.first() {
-            named.insert(header_name(&name.to_string()), value.to_string());
+            named.insert(header_name(name.as_ref()), value.to_string());
         }
     }
     named
