@@ -126,12 +126,11 @@ pub(crate) fn read_topic(address: &str, topic: &str) -> Result<Vec<Message>> {
 fn read_envelope(line: &str) -> Result<Message> {
     let envelope: Value =
         serde_json::from_str(line).with_context(|| format!("not JSON: `{line}`"))?;
-    let value = match &envelope["payload"] {
-        Value::String(payload) => {
-            Some(serde_json::from_str(payload).context("a value is not JSON")?)
-        }
-        _ => None,
-    };
+    let payload = envelope["payload"].as_str();
+    let value = payload
+        .map(serde_json::from_str)
+        .transpose()
+        .context("a value is not JSON")?;
     let mut headers = BTreeMap::new();
     // A flat list: name, value, name, value.
     for pair in envelope["headers"]
