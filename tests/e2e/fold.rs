@@ -298,7 +298,8 @@ mod tests {
 
     #[test]
     fn what_a_reader_must_not_meet_is_seen() {
-        let table: [(&str, &[(&str, u64)], bool); 8] = [
+        type Row = (&'static str, &'static [(&'static str, u64)], bool);
+        let table: [Row; 8] = [
             (
                 "a whole story",
                 &[("create", 2), ("start", 3), ("stop", 4), ("delete", 5)],
