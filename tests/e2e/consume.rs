@@ -126,12 +126,11 @@ pub(crate) fn read_topic(address: &str, topic: &str) -> Result<Vec<Message>> {
 fn read_envelope(line: &str) -> Result<Message> {
     let envelope: Value =
         serde_json::from_str(line).with_context(|| format!("not JSON: `{line}`"))?;
-    let value = match &envelope["payload"] {
-        Value::String(payload) => {
-            Some(serde_json::from_str(payload).context("a value is not JSON")?)
-        }
-        _ => None,
-    };
+    let payload = envelope["payload"].as_str();
+    let value = payload
+        .map(serde_json::from_str)
+        .transpose()
+        .context("a value is not JSON")?;
     let mut headers = BTreeMap::new();
     // A flat list: name, value, name, value.
     for pair in envelope["headers"]
@@ -219,7 +218,7 @@ fn nats_headers(headers: &async_nats::HeaderMap) -> BTreeMap<String, String> {
     let mut named = BTreeMap::new();
     for (name, values) in headers.iter() {
         if let Some(value) = values.first() {
-            named.insert(header_name(&name.to_string()), value.to_string());
+            named.insert(header_name(name.as_ref()), value.to_string());
         }
     }
     named

@@ -271,3 +271,78 @@ fn of_topic<'a>(messages: &'a [Message], topic: &'a str) -> impl Iterator<Item =
         .iter()
         .filter(move |message| message.topic == topic)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Deltas of one container, numbered from 2, after the epoch's opening.
+    fn deltas(ops: &[(&str, u64)]) -> Vec<Message> {
+        let opening = [("epoch", 1)];
+        let delta = |(op, seq): &(&str, u64)| Message {
+            topic: "deltas".to_owned(),
+            key: HOST_ID.to_owned(),
+            value: Some(json!({
+                "schema_version": 1, "host_id": HOST_ID, "op": op, "epoch": "e", "seq": seq,
+                "container": if *op == "epoch" { Value::Null } else { json!({"id": "c", "pid": "7"}) },
+            })),
+            headers: BTreeMap::new(),
+            partition: Some(0),
+            offset: None,
+            subject: None,
+        };
+        opening.iter().chain(ops).map(delta).collect()
+    }
+
+    #[test]
+    fn what_a_reader_must_not_meet_is_seen() {
+        type Row = (&'static str, &'static [(&'static str, u64)], bool);
+        let table: [Row; 8] = [
+            (
+                "a whole story",
+                &[("create", 2), ("start", 3), ("stop", 4), ("delete", 5)],
+                true,
+            ),
+            (
+                "one told twice",
+                &[("create", 2), ("start", 3), ("start", 3)],
+                true,
+            ),
+            (
+                "a snapshot that stops",
+                &[("snapshot", 2), ("stop", 3), ("start", 4)],
+                true,
+            ),
+            ("a hole", &[("create", 2), ("start", 4)], false),
+            ("a start without create", &[("start", 2)], false),
+            (
+                "a delete without stop",
+                &[("create", 2), ("start", 3), ("delete", 4)],
+                false,
+            ),
+            (
+                "a stop of one that never ran",
+                &[("create", 2), ("stop", 3)],
+                false,
+            ),
+            ("two creates", &[("create", 2), ("create", 3)], false),
+        ];
+        for (what, ops, is_right) in table {
+            assert_eq!(fold(&deltas(ops)).is_ok(), is_right, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_tombstone_takes_a_key_from_its_table() {
+        let mut messages = deltas(&[]);
+        messages[0].topic = "pns".to_owned();
+        assert_eq!(table(&messages, "pns").len(), 1);
+        messages.push(Message {
+            value: None,
+            ..messages[0].clone()
+        });
+        assert!(table(&messages, "pns").is_empty());
+    }
+}
