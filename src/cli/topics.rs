@@ -5,6 +5,7 @@ use std::io::Write;
 use clap::Subcommand;
 
 use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_UNAVAILABLE, Failure};
+use crate::config::{Config, Overrides};
 use crate::sink::kafka::{self, topics::Admin};
 use crate::sink::nats::NatsSink;
 use crate::sink::{BusUrl, Reaped, SinkError, TopicSettings};
@@ -27,6 +28,21 @@ pub enum TopicsCommand {
     List,
     /// Tombstone the rows of hosts that have been silent for a day after their rows expired
     Reap,
+}
+
+/// Runs a command against the configured bus, at the present time.
+///
+/// # Errors
+/// As [`run`], and [`EXIT_CONFIG`] for a setting that is wrong.
+pub async fn configured(
+    overrides: &Overrides,
+    command: TopicsCommand,
+    out: &mut (dyn Write + Send),
+) -> Result<(), Failure> {
+    let config =
+        Config::load(overrides).map_err(|error| Failure::new(EXIT_CONFIG, chain(&error)))?;
+    let now_ms = i64::try_from(crate::runtime::watch::now_ms()).unwrap_or(i64::MAX);
+    run(command, &config.bus, &config.topics, now_ms, out).await
 }
 
 /// Runs a command against the bus and prints what came of it, a line each. `now_ms` is the present in unix
