@@ -21,6 +21,7 @@
 //! 4. Only deltas are ever dropped, the oldest first, when the limit is passed; a `gap` stands in their place.
 //! 5. One process has the file; a second one is refused.
 
+mod coalesce;
 mod limits;
 mod reader;
 mod recover;
@@ -35,6 +36,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use redb::{Database, Durability, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+pub use coalesce::coalesce;
+use reader::MessageToStore;
 pub use reader::{OutboxReader, StoredMessage};
 pub use recover::Owner;
 
@@ -60,6 +63,8 @@ const ROWS_SKIPPED_AT_START: u64 = 1 << 20;
 const RESERVE_FILE: &str = "reserve";
 const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 const STATE_FILE: &str = "state.redb";
+/// Room for an ordinary row, so that it is not moved while it grows.
+const ROW_BYTES: usize = 2_048;
 /// Most messages that are kept in quarantine; beyond it the oldest go.
 const QUARANTINE_MAX: u64 = 10_000;
 
@@ -483,7 +488,7 @@ impl Outbox {
             }
             for (index, owed) in batch.messages.iter().enumerate() {
                 if !plan.skipped.contains(&index) {
-                    let bytes = encode("messages", &StoredMessage::from(owed))?;
+                    let bytes = encode("messages", &MessageToStore::from(owed))?;
                     messages
                         .insert(owed.outgoing.row, bytes.as_slice())
                         .map_err(|e| failed(e.into()))?;
@@ -494,7 +499,7 @@ impl Outbox {
                     messages.remove(row).map_err(|e| failed(e.into()))?;
                 }
                 let owed = drop.gap(gap);
-                let bytes = encode("messages", &StoredMessage::from(&owed))?;
+                let bytes = encode("messages", &MessageToStore::from(&owed))?;
                 messages
                     .insert(owed.outgoing.row, bytes.as_slice())
                     .map_err(|e| failed(e.into()))?;
@@ -622,7 +627,8 @@ fn message_bytes(outgoing: &Outgoing) -> u32 {
 }
 
 fn encode<T: Serialize>(table: &'static str, value: &T) -> Result<Vec<u8>, OutboxError> {
-    postcard::to_stdvec(value).map_err(|source| OutboxError::Encoding { table, source })
+    postcard::to_extend(value, Vec::with_capacity(ROW_BYTES))
+        .map_err(|source| OutboxError::Encoding { table, source })
 }
 
 /// A gap is never rendered where nothing is dropped; this keeps `sync` total without a panic.

@@ -257,9 +257,13 @@ pub fn fields_value(fields: &Fields) -> serde_json::Value {
     serde_json::json!(map)
 }
 
+/// Room for an ordinary message, so that its text is not moved while it grows.
+const MESSAGE_BYTES: usize = 2_048;
+
 /// Renders a value whose parts are all text, numbers and lists, which cannot fail.
 pub(super) fn text<T: Serialize>(value: &T) -> Arc<[u8]> {
-    serde_json::to_vec(value)
-        .expect("our own messages have text keys and no foreign Serialize")
-        .into()
+    let mut text = Vec::with_capacity(MESSAGE_BYTES);
+    serde_json::to_writer(&mut text, value)
+        .expect("our own messages have text keys and no foreign Serialize");
+    text.into()
 }
