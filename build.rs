@@ -3,8 +3,8 @@
 use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed=proto/cri.proto");
-    let files = protox::compile(["proto/cri.proto"], ["proto"])?;
+    println!("cargo:rerun-if-changed=proto");
+    let files = protox::compile(["proto/cri.proto", "proto/containerd.proto"], ["proto"])?;
     // The server's half is for the fakes of the tests; what is not called is not linked.
     tonic_prost_build::configure()
         .build_client(true)

@@ -16,7 +16,7 @@ use quaymaster::reconcile::{
 use quaymaster::wire::{Host, Refresh, Renderer};
 
 const CONTAINERS: u64 = 20_000;
-const GROUP: usize = 1_000;
+const GROUP: usize = 2_048;
 const NOW_MS: u64 = 1_700_000_000_000;
 
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -226,6 +226,7 @@ fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
     let gap = |_, _, row| renderer.render_gap(0, 0, "overflow", row, NOW_MS);
     let mut batch = Batch::default();
     let mut unacked = Vec::new();
+    let mut messages = Vec::new();
     let mut committed = Committed {
         deltas: 0.0,
         messages: 0.0,
@@ -238,13 +239,13 @@ fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
         for effect in reconciler.handle(observation, NOW_MS) {
             match effect {
                 Effect::Publish(message) => {
-                    let outgoing = renderer.render(&message, outbox.take_row(), NOW_MS);
+                    let row = outbox.take_row();
                     committed.messages += 1.0;
                     if matches!(message, Message::Delta(_)) {
                         committed.deltas += 1.0;
                     }
-                    unacked.push(outgoing.row);
-                    batch.messages.push(Owed::new(&message, outgoing));
+                    unacked.push(row);
+                    messages.push((row, message));
                 }
                 Effect::SaveRow(key) => {
                     batch.rows.insert(key);
@@ -255,16 +256,26 @@ fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
                 | Effect::ReleaseNamespace(_) => {}
             }
         }
-        if batch.messages.len() >= GROUP {
+        if messages.len() >= GROUP {
+            batch.messages = rendered(&mut messages, &renderer);
             outbox.commit(std::mem::take(&mut batch), &reconciler, NOW_MS, &gap)?;
             committed.commits += 1;
             // The bus has them all by the next group: what is acknowledged leaves with it.
             batch.acked = std::mem::take(&mut unacked);
         }
     }
+    batch.messages = rendered(&mut messages, &renderer);
     outbox.commit(batch, &reconciler, NOW_MS, &gap)?;
     committed.seconds = began.elapsed().as_secs_f64();
     Ok(committed)
+}
+
+fn rendered(messages: &mut Vec<(u64, Message)>, renderer: &Renderer) -> Vec<Owed> {
+    let kept = quaymaster::outbox::coalesce(std::mem::take(messages));
+    let render = |(row, message): (u64, Message)| {
+        Owed::new(&message, renderer.render(&message, row, NOW_MS))
+    };
+    kept.into_iter().map(render).collect()
 }
 
 fn renderer() -> Renderer {

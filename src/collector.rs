@@ -15,7 +15,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::model::SourceId;
-use crate::outbox::{Batch, Outbox, Owed, Stage, Totals};
+use crate::model::message::Message;
+use crate::outbox::{self, Batch, Outbox, Owed, Stage, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings};
 use crate::runtime::watch::{Request, Watched, now_ms};
@@ -29,8 +30,9 @@ pub const OBSERVATIONS_MAX: usize = 65_536;
 const GROUP_MAX: usize = 2_048;
 /// How often the status is sent when nothing changes.
 pub const STATUS_INTERVAL: Duration = Duration::from_secs(30);
-/// How long the collector rests after a commit has failed.
-const COMMIT_RETRY: Duration = Duration::from_millis(500);
+/// The first and the longest rest after a commit has failed. Each attempt lists every runtime, which is not to
+/// be done all the time while a disk is full.
+const COMMIT_RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
 /// What comes in.
 #[derive(Debug)]
@@ -113,6 +115,7 @@ pub struct Collector {
     parts: Tools,
     watched: BTreeMap<SourceId, Watched>,
     batch: Batch,
+    messages: Vec<(u64, Message)>,
     released: Vec<FdToken>,
     requests: Vec<(SourceId, Request)>,
     phase: &'static str,
@@ -120,6 +123,7 @@ pub struct Collector {
     next_status_ms: u64,
     status_due: bool,
     failed_commits: u64,
+    failures_in_a_row: u32,
 }
 
 /// The parts that outlive a failed commit.
@@ -156,6 +160,7 @@ impl Collector {
             },
             watched: BTreeMap::new(),
             batch: Batch::default(),
+            messages: Vec::new(),
             released: Vec::new(),
             requests: Vec::new(),
             phase: "starting",
@@ -163,6 +168,7 @@ impl Collector {
             next_status_ms: 0,
             status_due: true,
             failed_commits: 0,
+            failures_in_a_row: 0,
         };
         collector.observe(Observation::Began {
             last_alive_ms: parts.last_alive_ms,
@@ -243,9 +249,7 @@ impl Collector {
             for effect in self.reconciler.handle(observation, now_ms) {
                 match effect {
                     Effect::Publish(message) => {
-                        let row = self.parts.outbox.take_row();
-                        let outgoing = self.parts.renderer.render(&message, row, now_ms);
-                        self.batch.messages.push(Owed::new(&message, outgoing));
+                        self.messages.push((self.parts.outbox.take_row(), message));
                     }
                     Effect::SaveRow(key) => {
                         self.batch.rows.insert(key);
@@ -283,6 +287,9 @@ impl Collector {
             return;
         };
         let (pns_inode, generation) = (done.pns_inode, done.generation);
+        if self.is_put_anew(pns_inode, generation) {
+            return;
+        }
         match done.stage {
             Stage::None => {}
             Stage::Mapping => self.observe(Observation::MappingAcked {
@@ -296,10 +303,31 @@ impl Collector {
         }
     }
 
+    /// Whether a newer put of a mapping waits for the commit: an acknowledgement of the one before says nothing.
+    fn is_put_anew(&self, inode: u64, of_generation: u64) -> bool {
+        self.messages.iter().any(|(_, message)| match message {
+            Message::Mapping { mapping, .. } => {
+                mapping.pns_inode == inode && mapping.generation == of_generation
+            }
+            Message::MappingTombstone {
+                pns_inode,
+                generation,
+            } => *pns_inode == inode && *generation == of_generation,
+            Message::Delta(_) | Message::Record { .. } | Message::RecordTombstone { .. } => false,
+        })
+    }
+
     /// Makes what was decided durable, then acts on it.
     fn commit(&mut self) {
         let now = now_ms();
-        let batch = std::mem::take(&mut self.batch);
+        let mut batch = std::mem::take(&mut self.batch);
+        let messages = outbox::coalesce(std::mem::take(&mut self.messages));
+        batch
+            .messages
+            .extend(messages.into_iter().map(|(row, message)| {
+                let outgoing = self.parts.renderer.render(&message, row, now);
+                Owed::new(&message, outgoing)
+            }));
         let has_messages = !batch.messages.is_empty();
         // What the bus has it says once: that outlives a commit that fails.
         let (acked, rejected) = (batch.acked.clone(), batch.rejected.clone());
@@ -329,6 +357,7 @@ impl Collector {
                 if has_messages {
                     self.parts.committed.notify_one();
                 }
+                self.failures_in_a_row = 0;
                 self.act();
                 self.publish_status(now);
             }
@@ -360,7 +389,10 @@ impl Collector {
             "the state cannot be written; what was seen since counts as not seen, and everything is listed again"
         );
         self.requests.clear();
-        std::thread::sleep(COMMIT_RETRY);
+        self.messages.clear();
+        let wait = COMMIT_RETRY.0 * 2_u32.saturating_pow(self.failures_in_a_row);
+        self.failures_in_a_row += 1;
+        std::thread::sleep(wait.min(COMMIT_RETRY.1));
         let restored = match self.parts.outbox.recover() {
             Ok(restored) => restored,
             Err(error) => {

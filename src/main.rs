@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use quaymaster::cli::{self, exec, list, run};
+use quaymaster::cli::{self, exec, list, run, topics};
+use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
 use quaymaster::procfs::ProcessTable;
 
@@ -28,6 +29,13 @@ enum Command {
     List(list::ListArgs),
     /// Run a command in a container
     Exec(exec::ExecArgs),
+    /// Create, check, show or tidy up the topics of the bus
+    Topics {
+        #[command(flatten)]
+        overrides: Box<Overrides>,
+        #[command(subcommand)]
+        command: topics::TopicsCommand,
+    },
 }
 
 fn main() -> ExitCode {
@@ -56,19 +64,28 @@ async fn dispatch(command: &Command) -> u8 {
     let mut out = std::io::stdout();
     let mut err = std::io::stderr();
     match command {
-        Command::Run(args) => match run::run(args).await {
-            Ok(()) => cli::EXIT_OK,
-            Err(failure) => {
-                // When even stderr is closed there is nobody left to tell.
-                let _ = writeln!(err, "quaymaster: {failure}");
-                failure.code
-            }
-        },
+        Command::Run(args) => ended(run::run(args).await, &mut err),
         Command::List(args) => {
             let processes = ProcessTable::open(Path::new("/proc")).ok();
             let pns_of = move |pid| Some(pns_text(processes.as_ref()?.pns_inode(pid)?));
             list::run(args, &pns_of, &mut out, &mut err).await
         }
         Command::Exec(args) => exec::run(args, &mut out, &mut err).await,
+        Command::Topics { overrides, command } => ended(
+            topics::configured(overrides, *command, &mut out).await,
+            &mut err,
+        ),
+    }
+}
+
+/// The exit code of a subcommand; what went wrong is told on stderr.
+fn ended(result: Result<(), cli::Failure>, err: &mut impl std::io::Write) -> u8 {
+    match result {
+        Ok(()) => cli::EXIT_OK,
+        Err(failure) => {
+            // When even stderr is closed there is nobody left to tell.
+            let _ = writeln!(err, "quaymaster: {failure}");
+            failure.code
+        }
     }
 }

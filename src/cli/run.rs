@@ -4,7 +4,8 @@
 //! publisher. At the end nothing more is observed, what is decided is committed, and what is in the outbox is
 //! sent for as long as the grace allows; the rest waits on disk for the next start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +18,13 @@ use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Fai
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
 use crate::config::{Config, Overrides};
 use crate::host;
-use crate::model::SourceId;
+use crate::model::{RuntimeType, SourceId};
 use crate::outbox::{self, Outbox, OutboxError};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{Identity, Observation, Settings};
 use crate::runtime::discover::{Host as DiscoverHost, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
-use crate::runtime::{Endpoint, RuntimeError};
+use crate::runtime::{Endpoint, RuntimeError, containerd};
 use crate::sink::publisher::Publisher;
 use crate::sink::{Sink, SinkError, SinkHealth};
 use crate::telemetry;
@@ -77,6 +78,8 @@ struct Daemon {
     context: WatchContext,
     watches: JoinSet<()>,
     watched: BTreeMap<SourceId, Endpoint>,
+    /// Sockets whose events of containerd are read.
+    hinting: BTreeSet<PathBuf>,
     publisher: tokio::task::JoinHandle<Result<(), SinkError>>,
     publisher_finish: CancellationToken,
     publisher_stop: CancellationToken,
@@ -137,6 +140,7 @@ impl Daemon {
             context,
             watches: JoinSet::new(),
             watched: BTreeMap::new(),
+            hinting: BTreeSet::new(),
             publisher,
             publisher_finish,
             publisher_stop,
@@ -188,7 +192,8 @@ impl Daemon {
 
     /// Watches the endpoints that are configured, or those that are found and answer.
     async fn discover(&mut self, config: &Config, once: bool) -> Result<(), Failure> {
-        let endpoints = if config.endpoints.is_empty() {
+        let found = config.endpoints.is_empty();
+        let endpoints = if found {
             let mut answering = Vec::new();
             for endpoint in discover(&DiscoverHost::here()) {
                 if !self.watched.contains_key(&endpoint.source_id()) && answers(&endpoint).await {
@@ -200,7 +205,7 @@ impl Daemon {
             config.endpoints.clone()
         };
         for endpoint in endpoints {
-            self.watch(endpoint).await;
+            self.watch(endpoint, found).await;
         }
         if once && self.watched.is_empty() {
             let message =
@@ -210,13 +215,13 @@ impl Daemon {
         Ok(())
     }
 
-    async fn watch(&mut self, endpoint: Endpoint) {
+    async fn watch(&mut self, endpoint: Endpoint, found: bool) {
         let source = endpoint.source_id();
         if self.watched.contains_key(&source) {
             return;
         }
         let (watched, task) = watch_endpoint(endpoint.clone(), self.context.clone());
-        self.watched.insert(source.clone(), endpoint);
+        self.watched.insert(source.clone(), endpoint.clone());
         if let Some(collector) = &self.collector {
             // A collector that has ended is told of by `tell`.
             let _ = collector
@@ -225,6 +230,31 @@ impl Daemon {
                 .await;
         }
         self.watches.spawn(task);
+        self.watch_hints(&endpoint, found);
+    }
+
+    /// Reads containerd's own events at a CRI endpoint's socket; beside a Docker that was found, at the sockets
+    /// where its containerd may be.
+    fn watch_hints(&mut self, endpoint: &Endpoint, found: bool) {
+        let (sockets, cri) = match endpoint.runtime {
+            RuntimeType::Cri => (vec![endpoint.path.clone()], Some(endpoint.source_id())),
+            RuntimeType::Docker if found => {
+                let sockets = containerd::DOCKER_SOCKETS.map(PathBuf::from);
+                (
+                    sockets.into_iter().filter(|path| path.exists()).collect(),
+                    None,
+                )
+            }
+            RuntimeType::Docker | RuntimeType::Containerd => (Vec::new(), None),
+        };
+        for socket in sockets {
+            let name = socket.canonicalize().unwrap_or_else(|_| socket.clone());
+            // CRI's own comes with its source, and is the one to keep; a second reader would only tell the same.
+            if self.hinting.insert(name) || cri.is_some() {
+                self.watches
+                    .spawn(containerd::hints(socket, cri.clone(), self.context.clone()));
+            }
+        }
     }
 
     /// Ends everything in the order in which things flow.

@@ -21,6 +21,7 @@
 //! 4. Only deltas are ever dropped, the oldest first, when the limit is passed; a `gap` stands in their place.
 //! 5. One process has the file; a second one is refused.
 
+mod coalesce;
 mod limits;
 mod reader;
 mod recover;
@@ -35,6 +36,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use redb::{Database, Durability, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+pub use coalesce::coalesce;
+use reader::MessageToStore;
 pub use reader::{OutboxReader, StoredMessage};
 pub use recover::Owner;
 
@@ -60,6 +63,8 @@ const ROWS_SKIPPED_AT_START: u64 = 1 << 20;
 const RESERVE_FILE: &str = "reserve";
 const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 const STATE_FILE: &str = "state.redb";
+/// Room for an ordinary row, so that it is not moved while it grows.
+const ROW_BYTES: usize = 2_048;
 /// Most messages that are kept in quarantine; beyond it the oldest go.
 const QUARANTINE_MAX: u64 = 10_000;
 
@@ -461,7 +466,8 @@ impl Outbox {
         transaction
             .set_durability(durability)
             .map_err(|e| failed(e.into()))?;
-        self.write_rows(&transaction, batch, reconciler, &failed)?;
+        let mut buffer = Vec::with_capacity(ROW_BYTES);
+        self.write_rows(&transaction, batch, reconciler, &failed, &mut buffer)?;
         {
             let mut messages = transaction
                 .open_table(MESSAGES)
@@ -473,9 +479,9 @@ impl Outbox {
                 for (row, reason) in &batch.rejected {
                     let stored = messages.get(row).map_err(|e| failed(e.into()))?;
                     if let Some(stored) = stored {
-                        let entry = encode("quarantine", &(reason, stored.value()))?;
+                        let entry = encode("quarantine", &(reason, stored.value()), &mut buffer)?;
                         quarantine
-                            .insert(row, entry.as_slice())
+                            .insert(row, entry)
                             .map_err(|e| failed(e.into()))?;
                     }
                 }
@@ -490,9 +496,9 @@ impl Outbox {
             }
             for (index, owed) in batch.messages.iter().enumerate() {
                 if !plan.skipped.contains(&index) {
-                    let bytes = encode("messages", &StoredMessage::from(owed))?;
+                    let bytes = encode("messages", &MessageToStore::from(owed), &mut buffer)?;
                     messages
-                        .insert(owed.outgoing.row, bytes.as_slice())
+                        .insert(owed.outgoing.row, bytes)
                         .map_err(|e| failed(e.into()))?;
                 }
             }
@@ -501,9 +507,9 @@ impl Outbox {
                     messages.remove(row).map_err(|e| failed(e.into()))?;
                 }
                 let owed = drop.gap(gap);
-                let bytes = encode("messages", &StoredMessage::from(&owed))?;
+                let bytes = encode("messages", &MessageToStore::from(&owed), &mut buffer)?;
                 messages
-                    .insert(owed.outgoing.row, bytes.as_slice())
+                    .insert(owed.outgoing.row, bytes)
                     .map_err(|e| failed(e.into()))?;
             }
         }
@@ -516,12 +522,12 @@ impl Outbox {
         batch: &Batch,
         reconciler: &Reconciler,
         failed: &dyn Fn(redb::Error) -> OutboxError,
+        buffer: &mut Vec<u8>,
     ) -> Result<(), OutboxError> {
         {
             let mut meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
-            let bytes = encode("meta", &self.meta)?;
-            meta.insert("meta", bytes.as_slice())
-                .map_err(|e| failed(e.into()))?;
+            let bytes = encode("meta", &self.meta, buffer)?;
+            meta.insert("meta", bytes).map_err(|e| failed(e.into()))?;
         }
         if batch.rows.is_empty() {
             return Ok(());
@@ -538,16 +544,16 @@ impl Outbox {
         for key in &batch.rows {
             match (key, reconciler.row(key)) {
                 (RowKey::Container(id), Some(Row::Container(row))) if row.is_told() => {
-                    let bytes = encode("containers", row)?;
-                    containers.insert(id.as_str(), bytes.as_slice()).map(drop)
+                    let bytes = encode("containers", row, buffer)?;
+                    containers.insert(id.as_str(), bytes).map(drop)
                 }
                 (RowKey::Namespace(inode), Some(Row::Namespace(row))) => {
-                    let bytes = encode("namespaces", row)?;
-                    namespaces.insert(inode, bytes.as_slice()).map(drop)
+                    let bytes = encode("namespaces", row, buffer)?;
+                    namespaces.insert(inode, bytes).map(drop)
                 }
                 (RowKey::Source(id), Some(Row::Source(row))) => {
-                    let bytes = encode("sources", row)?;
-                    sources.insert(id.as_str(), bytes.as_slice()).map(drop)
+                    let bytes = encode("sources", row, buffer)?;
+                    sources.insert(id.as_str(), bytes).map(drop)
                 }
                 (RowKey::Container(id), _) => containers.remove(id.as_str()).map(drop),
                 (RowKey::Namespace(inode), _) => namespaces.remove(inode).map(drop),
@@ -629,8 +635,16 @@ fn message_bytes(outgoing: &Outgoing) -> u32 {
     u32::try_from(value + outgoing.item.len() + outgoing.ce_id.len() + 32).unwrap_or(u32::MAX)
 }
 
-fn encode<T: Serialize>(table: &'static str, value: &T) -> Result<Vec<u8>, OutboxError> {
-    postcard::to_stdvec(value).map_err(|source| OutboxError::Encoding { table, source })
+/// Encodes a value into a buffer that is used for one row after another.
+fn encode<'b, T: Serialize>(
+    table: &'static str,
+    value: &T,
+    buffer: &'b mut Vec<u8>,
+) -> Result<&'b [u8], OutboxError> {
+    buffer.clear();
+    *buffer = postcard::to_extend(value, std::mem::take(buffer))
+        .map_err(|source| OutboxError::Encoding { table, source })?;
+    Ok(buffer)
 }
 
 /// A gap is never rendered where nothing is dropped; this keeps `sync` total without a panic.

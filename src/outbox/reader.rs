@@ -11,12 +11,13 @@ use crate::sink::Outgoing;
 use crate::wire;
 
 /// A message as it is stored; the host and the CloudEvents attributes that follow from it are not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct StoredMessage {
     topic: Topic,
     item: Arc<str>,
     op: Arc<str>,
-    value: Option<Arc<[u8]>>,
+    #[serde(with = "serde_bytes")]
+    value: Option<Vec<u8>>,
     ce_id: Arc<str>,
     time_ms: i64,
     generation: u64,
@@ -24,15 +25,30 @@ pub struct StoredMessage {
     stage: Stage,
 }
 
-impl From<&Owed> for StoredMessage {
-    fn from(owed: &Owed) -> Self {
+/// The same, borrowed from a message on its way in.
+#[derive(Serialize)]
+pub(super) struct MessageToStore<'a> {
+    topic: Topic,
+    item: &'a str,
+    op: &'a str,
+    #[serde(with = "serde_bytes")]
+    value: Option<&'a [u8]>,
+    ce_id: &'a str,
+    time_ms: i64,
+    generation: u64,
+    seq: u64,
+    stage: Stage,
+}
+
+impl<'a> From<&'a Owed> for MessageToStore<'a> {
+    fn from(owed: &'a Owed) -> Self {
         let outgoing = &owed.outgoing;
         Self {
             topic: outgoing.topic,
-            item: Arc::clone(&outgoing.item),
-            op: Arc::clone(&outgoing.op),
-            value: outgoing.value.clone(),
-            ce_id: Arc::clone(&outgoing.ce_id),
+            item: &outgoing.item,
+            op: &outgoing.op,
+            value: outgoing.value.as_deref(),
+            ce_id: &outgoing.ce_id,
             time_ms: outgoing.time_ms,
             generation: owed.generation,
             seq: owed.seq,
@@ -51,7 +67,7 @@ impl StoredMessage {
                 host_id: Arc::clone(host_id),
                 item: self.item,
                 op: self.op,
-                value: self.value,
+                value: self.value.map(Arc::from),
                 ce_id: self.ce_id,
                 ce_type: wire::ce_type(self.topic),
                 ce_source: Arc::clone(ce_source),

@@ -334,19 +334,21 @@ fn open_database(directory: &Path) -> Result<Database, OutboxError> {
 /// Whether an error says that the file itself is bad, so that nothing but another file helps.
 fn is_damage(error: &OutboxError) -> bool {
     match error {
-        OutboxError::Database { source, .. } => match &**source {
-            redb::Error::Corrupted(_)
-            | redb::Error::UpgradeRequired(_)
-            | redb::Error::RepairAborted
-            | redb::Error::TableTypeMismatch { .. } => true,
-            redb::Error::Io(error) => {
+        OutboxError::Database { source, .. } => {
+            let is_bad_io = |error: &std::io::Error| {
                 matches!(
                     error.kind(),
                     ErrorKind::InvalidData | ErrorKind::UnexpectedEof
                 )
-            }
-            _ => false,
-        },
+            };
+            matches!(
+                &**source,
+                redb::Error::Corrupted(_)
+                    | redb::Error::UpgradeRequired(_)
+                    | redb::Error::RepairAborted
+                    | redb::Error::TableTypeMismatch { .. }
+            ) || matches!(&**source, redb::Error::Io(error) if is_bad_io(error))
+        }
         OutboxError::Encoding { .. } => true,
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }

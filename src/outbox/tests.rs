@@ -388,7 +388,7 @@ fn a_damaged_file_is_set_aside_and_a_new_epoch_begins() {
             ..owner("host")
         };
         let opened = Outbox::open(directory.path(), &owner, Options::default())
-            .unwrap_or_else(|error| panic!("{damage:?}: {error}"));
+            .expect("a new state is made");
         assert!(opened.set_aside.is_some(), "{damage:?}");
         assert_eq!(opened.outbox.meta().epoch, "epoch-2");
         let aside = std::fs::read_dir(directory.path())

@@ -295,6 +295,6 @@ pub struct Counters {
     pub missed: u64,
     /// Events that were doubled or too late to matter.
     pub ignored_events: u64,
-    /// Mappings that were ended before their linger was over, because too many lingered.
+    /// Namespaces that were let go before their tombstone was acknowledged, because too many were held.
     pub evicted: u64,
 }

@@ -10,7 +10,7 @@
 
 use super::container::Tracked;
 use super::story::Round;
-use super::{Effect, InspectOutcome, ProcessReading, Reconciler};
+use super::{Effect, InspectOutcome, ProcessReading, Reconciler, RowKey};
 use crate::model::message::Origin;
 use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, RuntimeType, SourceId};
 
@@ -34,11 +34,6 @@ impl Reconciler {
             self.counters.ignored_events += 1;
             return;
         }
-        if is_unknown && is_deletion {
-            self.counters.ignored_events += 1;
-            self.remember_deleted(&id, Some(event.at_ns));
-            return;
-        }
         if is_unknown {
             let tracked = Tracked::new(source.clone(), event.kind);
             self.containers.insert(id.clone(), tracked);
@@ -56,7 +51,7 @@ impl Reconciler {
         let life = &mut tracked.life;
         life.touched_list = list;
         life.asked_fingerprint = None;
-        life.is_watched |= is_unknown && event.what == EventKind::Created;
+        life.is_watched |= event.what == EventKind::Created;
         if is_deletion {
             life.deleted_at_ns = Some(event.at_ns);
         } else {
@@ -69,10 +64,28 @@ impl Reconciler {
         }
         if life.inspecting.is_some() {
             life.is_dirty = true;
-        } else if is_deletion {
-            self.conclude(&id, Origin::Event, "");
+        } else if life.deleted_at_ns.is_some() {
+            self.conclude_deleted(&id);
         } else if !life.is_gone {
             self.ask(&id);
+        }
+    }
+
+    /// An event told a container's deletion. Where events come in any order, those of its run are waited for.
+    fn conclude_deleted(&mut self, id: &ContainerId) {
+        let Some(tracked) = self.containers.get_mut(id) else {
+            return;
+        };
+        let source = self.sources.get(&tracked.owner);
+        let runs_once = source.is_some_and(super::Source::runs_once);
+        let has_end = tracked.newest.is_some() && tracked.run.is_none();
+        let mut pending = tracked.life.pending.iter();
+        let is_complete =
+            !runs_once || has_end || pending.any(|event| event.what == EventKind::Died);
+        if is_complete {
+            self.conclude(id, Origin::Event, "");
+        } else {
+            self.await_deletion(id);
         }
     }
 
@@ -180,15 +193,20 @@ impl Reconciler {
             return;
         };
         self.waiting.remove(id);
-        let is_streaming = self
-            .sources
-            .get(&tracked.owner)
-            .is_some_and(|source| source.streaming);
+        let source = self.sources.get(&tracked.owner);
+        let is_streaming = source.is_some_and(|source| source.streaming);
+        let runs_once = source.is_some_and(super::Source::runs_once);
         tracked.kind = container.kind;
         let is_told = tracked.is_told();
         let life = &mut tracked.life;
-        let is_final = life.deleted_at_ns.is_some();
-        let is_dirty = std::mem::take(&mut life.is_dirty) && !is_final;
+        let is_deleted = life.deleted_at_ns.is_some();
+        let is_final = is_deleted && !runs_once;
+        let covered = if is_deleted && runs_once {
+            life.pending.len()
+        } else {
+            covered
+        };
+        let is_dirty = std::mem::take(&mut life.is_dirty) && !is_deleted;
         let is_forced = std::mem::take(&mut life.is_forced);
         life.is_stale = false;
         life.is_gone = false;
@@ -204,7 +222,9 @@ impl Reconciler {
             life.pending = later;
             Vec::new()
         };
-        let expects_events = is_streaming && (is_told || life.is_watched) && !is_final;
+        // One that an event showed in the midst of its life has an earlier part that no event will tell.
+        let is_known_whole = is_told || life.is_watched || events.is_empty();
+        let expects_events = is_streaming && is_known_whole && !is_final;
         let origin = if events.is_empty() && !is_final {
             Origin::Resync
         } else {
@@ -223,6 +243,8 @@ impl Reconciler {
         self.tell_round(tracked, id, round);
         if is_dirty {
             self.ask(id);
+        } else if is_deleted && runs_once {
+            self.conclude_deleted(id);
         }
     }
 
@@ -246,20 +268,27 @@ impl Reconciler {
         };
         let life = &mut tracked.life;
         life.is_dirty = false;
-        let awaits_event = self
-            .sources
-            .get(&tracked.owner)
-            .is_some_and(|source| source.streaming && source.up);
+        let source = self.sources.get(&tracked.owner);
+        let awaits_event = source.is_some_and(|source| source.streaming && source.up);
         if life.deleted_at_ns.is_some() {
-            self.conclude(id, Origin::Event, "");
+            self.conclude_deleted(id);
         } else if !tracked.has_story() {
             self.drop_untold(id);
         } else if awaits_event {
+            self.await_deletion(id);
+        } else {
+            self.conclude(id, Origin::Resync, "");
+        }
+    }
+
+    /// A container is not there any more: the events that tell it are waited for, but not long.
+    pub(super) fn await_deletion(&mut self, id: &ContainerId) {
+        if let Some(tracked) = self.containers.get_mut(id)
+            && !tracked.life.is_gone
+        {
             tracked.life.is_gone = true;
             let until_ms = self.uptime_ms + EVENT_GRACE_MS;
             self.waiting.insert(id.clone(), until_ms);
-        } else {
-            self.conclude(id, Origin::Resync, "");
         }
     }
 
@@ -271,7 +300,7 @@ impl Reconciler {
         life.is_stale = true;
         life.attempts += 1;
         if life.deleted_at_ns.is_some() {
-            self.conclude(id, Origin::Event, "");
+            self.conclude_deleted(id);
             return;
         }
         let until_ms = self.uptime_ms + retry_ms(life.attempts);
@@ -304,6 +333,14 @@ impl Reconciler {
 
     /// Tells the rest of a container's story and forgets it.
     pub(super) fn conclude(&mut self, id: &ContainerId, origin: Origin, reason: &'static str) {
+        if self
+            .containers
+            .get(id)
+            .is_some_and(|tracked| !tracked.has_story())
+        {
+            self.drop_untold(id);
+            return;
+        }
         let Some(mut tracked) = self.containers.remove(id) else {
             return;
         };
@@ -326,7 +363,15 @@ impl Reconciler {
     pub(super) fn drop_untold(&mut self, id: &ContainerId) {
         self.waiting.remove(id);
         if let Some(mut tracked) = self.containers.remove(id) {
-            self.drop_hint(&mut tracked, id, self.now_ms);
+            if tracked.hint.is_some() {
+                self.drop_hint(&mut tracked, id, self.now_ms);
+                self.effects
+                    .push(Effect::SaveRow(RowKey::Container(id.clone())));
+            }
+            if tracked.life.deleted_at_ns.is_some() {
+                self.counters.ignored_events += 1;
+                self.remember_deleted(id, tracked.life.deleted_at_ns);
+            }
         }
     }
 

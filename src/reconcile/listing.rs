@@ -75,6 +75,11 @@ impl Source {
         }
     }
 
+    /// Whether its containers run once (CRI).
+    pub(super) fn runs_once(&self) -> bool {
+        self.runtime.runtime == RuntimeType::Cri
+    }
+
     /// Whether it only lends names to the containers of Docker (cri-dockerd).
     pub(super) fn is_overlay(&self) -> bool {
         self.runtime.runtime == RuntimeType::Cri && &*self.runtime.name == "docker"
@@ -161,11 +166,11 @@ impl Reconciler {
         }
     }
 
+    /// Lists a runtime without a stream; one with a stream tells by itself.
     pub(super) fn list_due(&mut self, id: &SourceId) {
-        let wanted = self
-            .sources
-            .get(id)
-            .is_some_and(|source| source.list.is_idle() && !source.is_overlay());
+        let wanted = self.sources.get(id).is_some_and(|source| {
+            source.list.is_idle() && !source.is_overlay() && !source.streaming
+        });
         if wanted {
             self.relist(id);
         }
@@ -224,7 +229,7 @@ impl Reconciler {
             }
             if is_complete {
                 let listed = rows.iter().map(|row| &row.id).collect();
-                self.delete_unlisted(id, &listed, compare.serial);
+                self.delete_unlisted(id, &listed, &compare);
             }
         }
         if again {
@@ -282,7 +287,18 @@ impl Reconciler {
         }
     }
 
-    fn delete_unlisted(&mut self, source: &SourceId, listed: &BTreeSet<&ContainerId>, serial: u64) {
+    /// What a complete list no longer has is deleted. Where a whole stream tells it too, that is waited for: it
+    /// knows when and how.
+    fn delete_unlisted(
+        &mut self,
+        source: &SourceId,
+        listed: &BTreeSet<&ContainerId>,
+        compare: &Compare,
+    ) {
+        let is_streaming = self
+            .sources
+            .get(source)
+            .is_some_and(|source| source.streaming);
         let unlisted: Vec<_> = self
             .containers
             .iter()
@@ -291,12 +307,16 @@ impl Reconciler {
                 tracked.owner == *source
                     && !listed.contains(id)
                     && !tracked.is_awaited()
-                    && (touched < serial || touched == 0)
+                    && (touched < compare.serial || touched == 0)
             })
             .map(|(id, _)| id.clone())
             .collect();
         for id in unlisted {
-            self.conclude_unlisted(&id, "");
+            if is_streaming && !compare.gap {
+                self.await_deletion(&id);
+            } else {
+                self.conclude_unlisted(&id, "");
+            }
         }
     }
 

@@ -157,13 +157,17 @@ impl Reconciler {
         self.put(process.pns_inode, false);
     }
 
-    /// Another namespace has the number: the old mapping ends, and gets no tombstone.
+    /// Another namespace has the number: the old mapping has ended by then, and gets no tombstone.
     fn supersede(&mut self, inode: u64, began_ms: u64) {
         let Some(row) = self.namespaces.get_mut(&inode) else {
             return;
         };
-        if row.phase == Phase::Live {
-            let ended_ms = began_ms.max(row.mapping.valid_from_ms);
+        let ended_ms = began_ms.max(row.mapping.valid_from_ms);
+        let is_ended = row
+            .mapping
+            .valid_to_ms
+            .is_some_and(|to_ms| to_ms <= ended_ms);
+        if row.phase != Phase::Buried && !is_ended {
             self.end_namespace(inode, ended_ms);
         }
         if let Some(row) = self.namespaces.remove(&inode) {
@@ -343,9 +347,9 @@ impl Reconciler {
             };
             let fd = row.fd.take();
             let is_buried = row.phase == Phase::Buried;
+            self.counters.evicted += 1;
             self.release_fd(fd);
             if !is_buried {
-                self.counters.evicted += 1;
                 self.bury(inode);
             }
         }

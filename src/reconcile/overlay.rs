@@ -43,8 +43,11 @@ impl Reconciler {
             let Some(tracked) = self.containers.get_mut(&row.id) else {
                 continue;
             };
-            let is_known = tracked.overlay.as_ref().is_some_and(|overlay| {
-                overlay.source == *source && overlay.fingerprint == Some(row.fingerprint)
+            let overlay = tracked.overlay.as_mut();
+            let is_known = overlay.is_some_and(|overlay| {
+                // What CRI calls metadata never changes: the first row after an inspect is what it answered for.
+                let answered = *overlay.fingerprint.get_or_insert(row.fingerprint);
+                overlay.source == *source && answered == row.fingerprint
             });
             if !is_known {
                 tracked.life.asked_overlay = Some(row.fingerprint);

@@ -6,8 +6,8 @@
 
 use super::container::{Run, Tracked};
 use super::runs::{Line, is_ended};
-use super::{Process, ProcessReading, Reconciler, RowKey};
-use crate::model::{Container, ContainerId, RuntimeType};
+use super::{Effect, Process, ProcessReading, Reconciler, RowKey};
+use crate::model::{Container, ContainerId};
 
 impl Reconciler {
     /// Takes what was read of a process: of an open run, or ahead of a start.
@@ -83,7 +83,8 @@ impl Reconciler {
         if let Some(mut tracked) = self.containers.remove(id) {
             self.drop_hint(&mut tracked, id, at_ms);
             self.containers.insert(id.clone(), tracked);
-            self.save_told(id);
+            self.effects
+                .push(Effect::SaveRow(RowKey::Container(id.clone())));
         }
     }
 
@@ -96,7 +97,8 @@ impl Reconciler {
         let is_unseen_run = tracked.run.as_ref().is_some_and(|run| !run.is_seen());
         self.take_hint(&mut tracked, id, process);
         self.containers.insert(id.clone(), tracked);
-        self.save_told(id);
+        self.effects
+            .push(Effect::SaveRow(RowKey::Container(id.clone())));
         if is_unseen_run {
             self.ask(id);
         }
@@ -110,7 +112,7 @@ impl Reconciler {
             && self
                 .sources
                 .get(&tracked.owner)
-                .is_some_and(|source| source.runtime.runtime == RuntimeType::Cri);
+                .is_some_and(super::Source::runs_once);
         let was_told = tracked
             .newest
             .as_ref()
@@ -138,6 +140,15 @@ impl Reconciler {
                 self.leave_namespace(id, &hint, process.started_at_ms);
             }
             Some(_) | None => {}
+        }
+    }
+
+    /// No run is open: a hint is either of one that is about to start, or its process has ended.
+    pub(super) fn check_hint(&mut self, tracked: &Tracked, id: &ContainerId) {
+        let hint = tracked.hint.as_ref().filter(|_| tracked.run.is_none());
+        if let Some(pid) = hint.and_then(|hint| hint.pid) {
+            let id = id.clone();
+            self.effects.push(Effect::ReadProcess { id, pid });
         }
     }
 
@@ -204,13 +215,6 @@ impl Reconciler {
     pub(super) fn release_reading(&mut self, reading: &ProcessReading) {
         if let ProcessReading::Alive(process) = reading {
             self.release_fd(process.fd);
-        }
-    }
-
-    fn save_told(&mut self, id: &ContainerId) {
-        if self.containers.get(id).is_some_and(Tracked::is_told) {
-            let row = RowKey::Container(id.clone());
-            self.effects.push(super::Effect::SaveRow(row));
         }
     }
 }

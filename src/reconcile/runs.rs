@@ -55,6 +55,8 @@ pub(super) struct Said<'a> {
     pub(super) later: &'a [RuntimeEvent],
     /// Whether a run that only the inspect shows is told at once, or its events are waited for.
     pub(super) tells_ahead: bool,
+    /// Whether several inspects in a row have contradicted what was told: then they are believed.
+    pub(super) is_insisted: bool,
 }
 
 /// How a run ended.
@@ -143,7 +145,22 @@ pub(super) fn line_of(known: &Known<'_>, said: &Said<'_>) -> Line {
     } else {
         many_runs(&mut line, known, said);
     }
+    if line.is_contradicted && said.is_insisted && said.process.is_some() {
+        line.is_contradicted = false;
+        believe(&mut line, said);
+    }
     line
+}
+
+/// A process lives of a run whose end was told: whatever told that end, the container runs.
+fn believe(line: &mut Line, said: &Said<'_>) {
+    let told_ns = line.runs.last().map_or(1, |run| run.started_at_ns);
+    let started_at_ns = said.inspect.and_then(|container| container.started_at_ns);
+    line.runs.push(RunStory {
+        is_exact: started_at_ns.is_some(),
+        is_inspected: true,
+        ..RunStory::new(started_at_ns.unwrap_or(told_ns))
+    });
 }
 
 /// CRI: the one run, as far as anything says it.
@@ -222,7 +239,7 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
     let is_same = inspect.is_some_and(|container| {
         known
             .newest
-            .is_some_and(|newest| speaks_of(container, newest, said.process))
+            .is_some_and(|newest| speaks_of(container, newest, known.is_open, said.process))
     });
     for event in said.events {
         take_event(line, known, event, !is_same);
@@ -233,23 +250,52 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
             line.runs.retain(|run| run.is_told);
         }
         if is_same {
-            merge_told(line, container);
+            merge_told(line, container, said.process.is_some());
         } else {
-            merge_new(line, container, said);
+            let tells_ahead = said.tells_ahead && said.later.is_empty();
+            merge_new(line, container, tells_ahead);
         }
     }
     for event in said.later {
         take_event(line, known, event, true);
     }
+    if let Some(container) = inspect
+        && line.is_ahead
+        && said.tells_ahead
+    {
+        line.is_ahead = false;
+        merge_late(line, container);
+    }
+}
+
+/// The inspect ran ahead of events that have come by now: it speaks of the first run that it began before.
+fn merge_late(line: &mut Line, container: &Container) {
+    let started_at_ns = container.started_at_ns.unwrap_or(0);
+    let mut runs = line.runs.iter_mut();
+    let shown = runs.find(|run| !run.is_told && run.started_at_ns >= started_at_ns);
+    if let Some(run) = shown {
+        be_exact(run, container);
+        run.is_inspected = true;
+    } else {
+        merge_new(line, container, true);
+    }
 }
 
 /// Whether an inspect speaks of the newest run that was told.
-fn speaks_of(container: &Container, newest: &Newest, process: Option<(u32, u64)>) -> bool {
+fn speaks_of(
+    container: &Container,
+    newest: &Newest,
+    is_open: bool,
+    process: Option<(u32, u64)>,
+) -> bool {
     let is_other_process =
         process.is_some() && newest.process.is_some() && process != newest.process;
+    let is_over = !is_open && container.state.is_live();
     match container.started_at_ns {
         Some(started_at_ns) if newest.is_exact => started_at_ns == newest.started_at_ns,
-        Some(started_at_ns) => started_at_ns <= newest.started_at_ns && !is_other_process,
+        Some(started_at_ns) => {
+            started_at_ns <= newest.started_at_ns && !is_other_process && !is_over
+        }
         None => !is_other_process,
     }
 }
@@ -313,7 +359,7 @@ fn take_event(line: &mut Line, known: &Known<'_>, event: &RuntimeEvent, may_be_n
 }
 
 /// The inspect speaks of the newest run that was told.
-fn merge_told(line: &mut Line, container: &Container) {
+fn merge_told(line: &mut Line, container: &Container, is_alive: bool) {
     let Some(run) = line.runs.first_mut() else {
         return;
     };
@@ -324,7 +370,8 @@ fn merge_told(line: &mut Line, container: &Container) {
         .end
         .as_ref()
         .is_some_and(|end| end.at_ns != 0 && end.at_ns < run.started_at_ns);
-    if is_live && is_of_earlier && !run.was_closed {
+    // The inspect is newer than the events: if its process is alive, they told the end of an earlier run.
+    if is_live && (is_of_earlier || is_alive) && !run.was_closed {
         run.end = None;
     }
     if is_live && run.is_closed() {
@@ -335,7 +382,7 @@ fn merge_told(line: &mut Line, container: &Container) {
 }
 
 /// The inspect speaks of a run that was not told: the last of those that events showed, or a newer one.
-fn merge_new(line: &mut Line, container: &Container, said: &Said<'_>) {
+fn merge_new(line: &mut Line, container: &Container, tells_ahead: bool) {
     let is_live = container.state.is_live();
     let started_at_ns = match (container.started_at_ns, is_live) {
         (Some(started_at_ns), _) => started_at_ns,
@@ -343,11 +390,13 @@ fn merge_new(line: &mut Line, container: &Container, said: &Said<'_>) {
         (None, false) => return,
     };
     let shown = line.runs.last_mut().filter(|run| {
-        !run.is_told && run.started_at_ns >= started_at_ns && !(is_live && run.end.is_some())
+        // A run of which only the end was heard has no start to compare.
+        let is_its_start = run.start_event_ns.is_none() || run.started_at_ns >= started_at_ns;
+        !run.is_told && is_its_start && !(is_live && run.end.is_some())
     });
     let run = match shown {
         Some(run) => run,
-        None if !said.tells_ahead => {
+        None if !tells_ahead => {
             line.is_ahead = true;
             return;
         }
@@ -399,7 +448,7 @@ fn end_by(event: &RuntimeEvent) -> End {
     }
 }
 
-/// The end as an inspect says it. Its time and exit code count only if it ended after it started.
+/// The end as an inspect says it. Its time counts only if it ended after it started.
 fn end_of(container: &Container, started_at_ns: u64, told: Option<End>) -> End {
     let finished_at_ns = container
         .finished_at_ns
@@ -408,9 +457,7 @@ fn end_of(container: &Container, started_at_ns: u64, told: Option<End>) -> End {
     let by_event = told.as_ref().map(|end| end.at_ns);
     End {
         at_ns: finished_at_ns.or(by_event).unwrap_or(0),
-        exit_code: finished_at_ns
-            .and(container.exit_code)
-            .or(told.and_then(|end| end.exit_code)),
+        exit_code: container.exit_code.or(told.and_then(|end| end.exit_code)),
         event_ns,
     }
 }

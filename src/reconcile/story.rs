@@ -11,7 +11,12 @@ use super::runs::{End, Line, Newest, RunStory, Said, line_of};
 use super::{Effect, Opening, ProcessReading, Reconciler, RowKey};
 use crate::model::message::{Delta, Message, Op, Origin};
 use crate::model::record::Fields;
-use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, RuntimeType, State};
+use crate::model::{
+    Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, State,
+};
+
+/// How many inspects in a row must contradict the runs that were told before they are believed.
+const INSISTED: u32 = 3;
 
 /// One round: the events that are settled now, and what was said after them.
 #[derive(Debug)]
@@ -56,7 +61,7 @@ impl Round {
     }
 
     /// What it says of the runs. Only a process that a live container's inspect names counts.
-    fn said(&self) -> Said<'_> {
+    fn said(&self, is_insisted: bool) -> Said<'_> {
         let inspect = self.inspect.as_deref();
         let is_live = inspect.is_some_and(|container| container.state.is_live());
         let process = match &self.reading {
@@ -72,6 +77,7 @@ impl Round {
             process,
             later: &self.later,
             tells_ahead: self.tells_ahead,
+            is_insisted,
         }
     }
 }
@@ -93,15 +99,19 @@ pub(super) struct Telling {
 impl Reconciler {
     pub(super) fn tell_round(&mut self, mut tracked: Tracked, id: &ContainerId, mut round: Round) {
         let base = self.base_of(&tracked, id, &round);
-        let runs_once = self.source_type(&tracked) == Some(RuntimeType::Cri);
-        let line = line_of(&tracked.known_runs(runs_once), &round.said());
-        let mut reading = round.reading.take();
-        let seq = self.seq;
+        let source = self.sources.get(&tracked.owner);
+        let runs_once = source.is_some_and(super::Source::runs_once);
         let is_new = !tracked.is_told();
         let is_snapshot = is_new
             && self.opening != Opening::Done
             && !round.is_final
             && round.event_ns(EventKind::Created).is_none();
+        // What ran before a snapshot is not told: there is nothing to wait for.
+        round.tells_ahead |= is_snapshot;
+        let is_insisted = tracked.life.attempts >= INSISTED;
+        let line = line_of(&tracked.known_runs(runs_once), &round.said(is_insisted));
+        let mut reading = round.reading.take();
+        let seq = self.seq;
         if is_snapshot {
             self.tell_snapshot(&mut tracked, &base, &line, &mut reading);
         } else {
@@ -210,8 +220,14 @@ impl Reconciler {
             }
             tracked.newest = Some(newest_of(newest, tracked.run.as_ref()));
         }
-        let fields = Fields::of(base, tracked.process_facts());
-        tracked.keep_told(base.clone(), fields);
+        let end = line.runs.last().and_then(|newest| newest.end.as_ref());
+        let view = match (&tracked.run, end) {
+            (Some(run), _) if !base.state.is_live() => running(base.clone(), run.started_at_ns),
+            (None, Some(end)) if base.state.is_live() => exited(base.clone(), end),
+            (Some(_) | None, _) => base.clone(),
+        };
+        let fields = Fields::of(&view, tracked.process_facts());
+        tracked.keep_told(view, fields);
         self.publish_snapshot(tracked);
     }
 
@@ -254,14 +270,15 @@ impl Reconciler {
             };
             self.open_run(tracked, base, story, is_last, reading);
             tracked.newest = Some(newest_of(story, tracked.run.as_ref()));
+            // The end of the run before it.
+            let finished_at_ns = if story.is_inspected && base.state.is_live() {
+                base.finished_at_ns
+            } else {
+                tracked.container().and_then(|told| told.finished_at_ns)
+            };
             let view = Container {
-                state: State::Running,
-                started_at_ns: Some(story.started_at_ns),
-                finished_at_ns: None,
-                exit_code: None,
-                oom_killed: base.oom_killed.map(|_| false),
-                reason: String::new(),
-                ..base.clone()
+                finished_at_ns,
+                ..running(base.clone(), story.started_at_ns)
             };
             let telling = Telling {
                 event_ns: story.start_event_ns,
@@ -303,13 +320,8 @@ impl Reconciler {
             }
         } else {
             Container {
-                state: State::Exited,
                 started_at_ns: Some(run.started_at_ns),
-                finished_at_ns,
-                exit_code: end.exit_code,
-                oom_killed: base.oom_killed.map(|_| false),
-                reason: String::new(),
-                ..base.clone()
+                ..exited(base.clone(), end)
             }
         };
         let telling = Telling {
@@ -383,12 +395,14 @@ impl Reconciler {
             return;
         }
         tracked.life.attempts = 0;
+        self.check_hint(tracked, id);
         let last = round.events.last();
         let telling = Telling {
             event_ns: last.map(|event| event.at_ns),
             ..round_telling(round, Op::Update, last.map_or(0, |event| event.at_ns))
         };
-        self.tell_update(tracked, base, telling);
+        let view = with_times_of_runs(base, tracked.container());
+        self.tell_update(tracked, view, telling);
     }
 
     /// Tells a container that is not as it was told last.
@@ -480,6 +494,7 @@ impl Reconciler {
         debug_assert!(tracked.run.is_none(), "a run is opened while one is open");
         let started_at_ns = story.started_at_ns;
         let end_ns = story.end.as_ref().map(|end| end.at_ns);
+        let end_ns = end_ns.filter(|end_ns| *end_ns != 0);
         let is_of_this_run =
             |hint: &Run| is_last && end_ns.is_none_or(|end_ns| hint.started_at_ns <= end_ns);
         let run = match reading {
@@ -502,11 +517,6 @@ impl Reconciler {
         };
         tracked.life.last_alive_ms = 0;
         tracked.run = Some(run);
-    }
-
-    fn source_type(&self, tracked: &Tracked) -> Option<RuntimeType> {
-        let source = self.sources.get(&tracked.owner)?;
-        Some(source.runtime.runtime)
     }
 }
 
@@ -543,6 +553,43 @@ fn before_first_run(container: Container) -> Container {
         reason: String::new(),
         ..container
     }
+}
+
+/// The container in a run of which the inspect does not speak.
+fn running(container: Container, started_at_ns: u64) -> Container {
+    Container {
+        state: State::Running,
+        started_at_ns: Some(started_at_ns),
+        exit_code: None,
+        oom_killed: container.oom_killed.map(|_| false),
+        reason: String::new(),
+        ..container
+    }
+}
+
+/// The container after the end of a run of which the inspect does not speak.
+fn exited(container: Container, end: &End) -> Container {
+    Container {
+        state: State::Exited,
+        finished_at_ns: Some(end.at_ns).filter(|at_ns| *at_ns != 0),
+        exit_code: end.exit_code,
+        oom_killed: container.oom_killed.map(|_| false),
+        reason: String::new(),
+        ..container
+    }
+}
+
+/// A sandbox's status does not say when it started and ended (CRI v1); what its events said stays.
+fn with_times_of_runs(mut view: Container, told: Option<&Container>) -> Container {
+    if view.kind == ContainerKind::Sandbox
+        && let Some(told) = told
+    {
+        view.started_at_ns = view.started_at_ns.or(told.started_at_ns);
+        if !view.state.is_live() {
+            view.finished_at_ns = view.finished_at_ns.or(told.finished_at_ns);
+        }
+    }
+    view
 }
 
 fn stop_reason(view: &Container) -> &str {

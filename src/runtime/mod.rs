@@ -3,6 +3,7 @@
 //! `client.rs` of each does the I/O, `normalise.rs` is pure. What a runtime sends is optional until proved:
 //! a row or an event that cannot be understood is counted and skipped, never a panic.
 
+pub mod containerd;
 pub mod cri;
 pub mod discover;
 pub mod docker;

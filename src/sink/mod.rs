@@ -9,10 +9,12 @@ mod cloudevents;
 pub mod kafka;
 pub mod nats;
 pub mod publisher;
+mod reap;
 mod report;
 pub mod stdout;
 
 pub use bus::{BusUrl, BusUrlError, open};
+pub use reap::Reaped;
 
 use std::sync::Arc;
 

@@ -1,1 +1,16 @@
-//! End-to-end tests against real runtimes and real brokers.
+//! End-to-end tests: real runtimes, real brokers, the real binary, and consumers that are not our code.
+//!
+//! Everything that runs is private to its test: `tests/lab/lab` starts it in a folder of its own. A machine that
+//! lacks something skips loudly, except where `CI=true`.
+
+mod brokers;
+mod collector;
+mod consume;
+mod fold;
+mod host;
+mod lab;
+mod labs;
+mod older;
+mod story;
+mod wait;
+mod world;

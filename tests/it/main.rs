@@ -3,6 +3,7 @@
 mod fake_cri;
 mod fake_docker;
 
+mod binary;
 mod cli;
 mod connect;
 mod cri;

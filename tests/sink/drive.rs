@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::lab::Fragile;
+
 /// Longest wait for anything.
 pub(crate) const WAIT: Duration = Duration::from_secs(60);
 
@@ -88,11 +90,42 @@ impl Driven {
     }
 
     pub(crate) async fn until_health(&mut self, up: bool) -> anyhow::Result<SinkHealth> {
-        let told = tokio::time::timeout(WAIT, self.health.wait_for(|health| health.up == up));
-        Ok(told
-            .await
-            .with_context(|| format!("the health is never up={up}"))??
-            .clone())
+        until_health(&mut self.health, up).await
+    }
+
+    /// Sends `first`, ends the broker while they are on their way, sends `second`, waits until the sink
+    /// notices, starts the broker again, and returns all acknowledged rows and the error that was told.
+    pub(crate) async fn over_an_outage(
+        &mut self,
+        broker: &Fragile,
+        ends_with: &'static str,
+        first: Vec<Outgoing>,
+        second: Vec<Outgoing>,
+    ) -> anyhow::Result<(Vec<u64>, SinkHealth)> {
+        let total = first.len() + second.len();
+        let sending = self.send_all(first);
+        let mut acked = self.acked(total / 20).await?;
+        let requests = self.requests.clone();
+        let mut health = self.health.clone();
+        let outage = async {
+            broker.order(ends_with).await?;
+            let sending_more = tokio::spawn(async move {
+                // In order: the second part follows the first.
+                let _ = sending.await;
+                for message in second {
+                    if requests.send(message).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let told = until_health(&mut health, false).await;
+            broker.order("start").await?;
+            sending_more.await?;
+            told
+        };
+        let (told, rest) = tokio::join!(outage, self.acked(total - total / 20));
+        acked.extend(rest?);
+        Ok((acked, told?))
     }
 
     /// Closes the requests, and waits until the sink has ended well.
@@ -111,6 +144,17 @@ impl Driven {
         tokio::time::timeout(WAIT, task).await???;
         Ok(rest)
     }
+}
+
+async fn until_health(
+    health: &mut watch::Receiver<SinkHealth>,
+    up: bool,
+) -> anyhow::Result<SinkHealth> {
+    let told = tokio::time::timeout(WAIT, health.wait_for(|health| health.up == up));
+    Ok(told
+        .await
+        .with_context(|| format!("the health is never up={up}"))??
+        .clone())
 }
 
 pub(crate) fn now_ms() -> i64 {

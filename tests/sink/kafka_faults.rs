@@ -12,15 +12,15 @@ async fn survives(ends_with: &'static str) -> anyhow::Result<()> {
     };
     let topics = fresh_topics();
     let mut driven = Driven::prepared(sink(&kafka.servers, &topics)?).await?;
-    let sending = driven.send_all((1..=20_000).map(delta).collect());
-    let mut acked = driven.acked(2_000).await?;
-    kafka.order(ends_with).await?;
-    let health = driven.until_health(false).await;
-    kafka.order("start").await?;
-    let health = health?;
+    let (mut acked, health) = driven
+        .over_an_outage(
+            &kafka,
+            ends_with,
+            (1..=10_000).map(delta).collect(),
+            (10_001..=20_000).map(delta).collect(),
+        )
+        .await?;
     assert!(!health.error.is_empty());
-    acked.extend(driven.acked(18_000).await?);
-    sending.await?;
     assert!(driven.health.borrow().up);
     driven.finish().await?;
     acked.sort_unstable();

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, bail};
 use quaymaster::sink::TopicSettings;
+use quaymaster::telemetry::{self, LogFormat};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Which broker.
@@ -128,6 +129,9 @@ impl Lab {
             folder: folder(),
             settings: BTreeMap::new(),
         };
+        if let Ok(filter) = std::env::var("QUAYMASTER_TEST_LOG") {
+            telemetry::start(&filter, LogFormat::Text).map_err(anyhow::Error::msg)?;
+        }
         lab.end_with_this_process()?;
         lab.run("up", &["kafka", "nats"])?;
         let text = std::fs::read_to_string(lab.folder.join("env"))?;

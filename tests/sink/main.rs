@@ -9,3 +9,4 @@ mod lab;
 mod latency;
 mod nats;
 mod nats_faults;
+mod topics;

@@ -14,26 +14,30 @@ async fn survives(ends_with: &'static str) -> anyhow::Result<()> {
     let topics = fresh_topics();
     let mut driven = Driven::prepared(sink(&nats.servers, &topics)?).await?;
     // Each third message puts one of seven records.
-    let messages = (1..=9_000_u64).map(|row| {
-        if row % 3 == 0 {
+    let message = |row: u64| {
+        if row.is_multiple_of(3) {
             let item = format!("c{}", row % 7);
             state(row, Topic::Records, &item, Some(row.to_string()))
         } else {
             delta(row)
         }
-    });
-    let sending = driven.send_all(messages.collect());
-    let mut acked = driven.acked(1_000).await?;
-    nats.order(ends_with).await?;
-    let health = driven.until_health(false).await;
-    nats.order("start").await?;
-    let health = health?;
-    acked.extend(driven.acked(8_000).await?);
-    sending.await?;
+    };
+    let (mut acked, health) = driven
+        .over_an_outage(
+            &nats,
+            ends_with,
+            (1..=6_000).map(message).collect(),
+            (6_001..=12_000).map(message).collect(),
+        )
+        .await?;
+    assert!(!health.error.is_empty());
     assert!(driven.health.borrow().up);
     driven.finish().await?;
     acked.sort_unstable();
-    assert!(acked.into_iter().eq(1..=9_000), "each is acknowledged once");
+    assert!(
+        acked.into_iter().eq(1..=12_000),
+        "each is acknowledged once"
+    );
 
     let client = client(&nats.servers).await?;
     let mut seqs: Vec<u64> = read_deltas(&client, &topics)
@@ -42,19 +46,19 @@ async fn survives(ends_with: &'static str) -> anyhow::Result<()> {
         .map(|(_, _, seq)| seq)
         .collect();
     let copies = seqs.len();
-    let expected = (1..=9_000).filter(|row| row % 3 != 0);
+    let expected = (1..=12_000).filter(|row| row % 3 != 0);
     assert!(first_appearances(&mut seqs).into_iter().eq(expected));
     let store = client
         .get_key_value(bucket_name(&topics, Topic::Records))
         .await?;
     for key in 0..7 {
-        let newest = (1..=9_000_u64).rfind(|row| row % 3 == 0 && row % 7 == key);
+        let newest = (1..=12_000_u64).rfind(|row| row % 3 == 0 && row % 7 == key);
         let found = store.get(format!("{HOST}.c{key}")).await?;
         let expected = newest.map(|row| row.to_string().into_bytes());
         assert_eq!(found.map(|bytes| bytes.to_vec()), expected, "c{key}");
     }
     report(&format!(
-        "nats {ends_with}: {copies} messages for 6000 deltas, {}",
+        "nats {ends_with}: {copies} messages for 8000 deltas, {}",
         health.error
     ));
     Ok(())

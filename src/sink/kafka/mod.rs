@@ -10,9 +10,12 @@
 
 mod client;
 mod errors;
+mod reap;
 mod sender;
 mod stamps;
 pub mod topics;
+
+pub use self::reap::reap;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};

@@ -1,6 +1,7 @@
 //! Kafka's topics: created, checked, listed. Settings and reasons: design §3.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::time::Instant;
 
 use super::client::{self, Context};
+use super::errors::{Class, classify};
 use crate::model::Topic;
 use crate::sink::{ManageTopics, RETENTION, SinkError, TopicSettings};
 
@@ -46,6 +48,23 @@ pub struct TopicInfo {
     pub settings: BTreeMap<String, String>,
     /// Records between the first and the last offset of all partitions; compaction leaves holes in it.
     pub messages: i64,
+}
+
+impl fmt::Display for TopicInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.partitions == 0 {
+            return write!(f, "{}: not there", self.name);
+        }
+        write!(
+            f,
+            "{}: {} partitions, {} replicas, {} offsets",
+            self.name, self.partitions, self.replicas, self.messages
+        )?;
+        for (key, value) in &self.settings {
+            write!(f, ", {key} {value}")?;
+        }
+        Ok(())
+    }
 }
 
 /// The cluster's administration.
@@ -262,19 +281,41 @@ impl Admin {
         Ok(settings)
     }
 
+    /// Records between the first and the last offset. A broker that has just become a partition's leader may
+    /// not know it yet, and is asked again for a while.
     async fn count_messages(&self, name: &str, partitions: Vec<i32>) -> Result<i64, SinkError> {
         let tried = format!("failed to ask for the offsets of the topic `{name}`");
-        let (client, topic) = (Arc::clone(&self.client), name.to_owned());
-        self.blocking(&tried, move || {
-            partitions.into_iter().try_fold(0, |sum, partition| {
-                let (low, high) =
-                    client
-                        .inner()
-                        .fetch_watermarks(&topic, partition, REQUEST_TIMEOUT)?;
-                Ok(sum + (high - low).max(0))
-            })
-        })
-        .await
+        let deadline = Instant::now() + LEADERS_TIMEOUT;
+        let mut sum = 0;
+        for partition in partitions {
+            let (low, high) = loop {
+                let (client, topic) = (Arc::clone(&self.client), name.to_owned());
+                let asked = tokio::task::spawn_blocking(move || {
+                    let client = client.inner();
+                    client.fetch_watermarks(&topic, partition, REQUEST_TIMEOUT)
+                });
+                match asked.await {
+                    Ok(Ok(offsets)) => break offsets,
+                    Ok(Err(error)) => {
+                        let passes = error
+                            .rdkafka_error_code()
+                            .is_some_and(|code| classify(code) == Class::Retry);
+                        if !passes || Instant::now() >= deadline {
+                            return Err(unavailable(tried, error));
+                        }
+                    }
+                    Err(source) => {
+                        return Err(SinkError::Unavailable {
+                            message: tried,
+                            source: Some(Box::new(source)),
+                        });
+                    }
+                }
+                tokio::time::sleep(LEADERS_WAIT).await;
+            };
+            sum += (high - low).max(0);
+        }
+        Ok(sum)
     }
 
     async fn await_leaders(&self, topics: &[(Topic, String)]) -> Result<(), SinkError> {

@@ -105,10 +105,14 @@ impl Connection {
         self.standing.borrow().last_error.clone()
     }
 
+    pub(super) fn is_up(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
     /// Waits until the connection is up.
     pub(super) async fn wait_until_up(&self) {
         let mut standing = self.standing.clone();
-        while self.client.connection_state() != State::Connected {
+        while !self.is_up() {
             // The state is looked at again after a while too: the client may drop events.
             // An error means that the client is gone, and with it whoever waits here.
             let _ = tokio::time::timeout(STATE_INTERVAL, async {

@@ -12,9 +12,11 @@ mod connection;
 mod errors;
 mod naming;
 mod publish;
+mod reap;
 mod streams;
 
 use std::collections::{HashMap, VecDeque};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,6 +104,16 @@ impl NatsSink {
     pub async fn list_streams(&mut self) -> Result<Vec<StreamInfo>, SinkError> {
         let connection = self.connect().await?;
         streams::list(&connection, &Naming::new(&self.topics)).await
+    }
+
+    /// Deletes the keys whose newest value expired before `before_ms` (unix milliseconds), unless its host puts
+    /// it again meanwhile. Dropped midway, some are deleted.
+    ///
+    /// # Errors
+    /// [`SinkError::Unavailable`] where the server does not answer or a bucket is not there.
+    pub async fn reap(&mut self, before_ms: i64) -> Result<Vec<super::Reaped>, SinkError> {
+        let connection = self.connect().await?;
+        reap::reap(&connection, &Naming::new(&self.topics), before_ms).await
     }
 }
 
@@ -195,6 +207,8 @@ impl Sender {
     ) -> Result<(), SinkError> {
         let mut open = true;
         let mut intake = Vec::new();
+        let publisher = Arc::clone(&self.publisher);
+        let mut watching = pin!(publisher.watch_connection());
         loop {
             if let Err(Abandoned) = self.reporter.offer() {
                 return Ok(());
@@ -206,6 +220,7 @@ impl Sender {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
+                () = &mut watching => {}
                 Some(ended) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.end(ended);
                 }

@@ -41,7 +41,7 @@ const WARN_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What a KV client writes to delete a key. (`PURGE` would also remove the key's history, of which these
 /// buckets keep none.)
-const DELETED: &str = "DEL";
+pub(super) const DELETED: &str = "DEL";
 
 /// What the sink's tasks share.
 pub(super) struct Publisher {
@@ -80,18 +80,18 @@ enum Attempt {
 
 /// The answer to a message.
 #[derive(Deserialize)]
-struct Answer {
+pub(super) struct Answer {
     #[serde(default)]
     seq: u64,
-    error: Option<ApiError>,
+    pub(super) error: Option<ApiError>,
 }
 
 #[derive(Deserialize)]
-struct ApiError {
+pub(super) struct ApiError {
     #[serde(default)]
-    err_code: u64,
+    pub(super) err_code: u64,
     #[serde(default)]
-    description: String,
+    pub(super) description: String,
 }
 
 /// The last message of a subject.
@@ -138,7 +138,7 @@ impl Publisher {
                     headers.insert(name, replaces.to_string());
                 }
             }
-            self.connection.wait_until_up().await;
+            self.wait_until_up().await;
             let must_look = match self.attempt(&subject, headers.clone(), message).await {
                 Attempt::Stored(sequence) => return self.stored(sequence),
                 Attempt::Rejected(reason) => return rejected(reason),
@@ -177,6 +177,23 @@ impl Publisher {
                     None => replaces = 0,
                 }
             }
+        }
+    }
+
+    /// Tells the health each time the connection is lost; never ends. The sink runs it beside its messages, for
+    /// a bus that goes away while nothing is to be sent.
+    pub(super) async fn watch_connection(&self) {
+        loop {
+            self.connection.lost().await;
+            self.health
+                .down(&self.why("the connection to nats was lost"));
+        }
+    }
+
+    async fn wait_until_up(&self) {
+        if !self.connection.is_up() {
+            self.health.down(&self.why("nats is away"));
+            self.connection.wait_until_up().await;
         }
     }
 
@@ -244,7 +261,7 @@ impl Publisher {
     async fn last(&self, stream: &str, subject: &str) -> Option<Last> {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         loop {
-            self.connection.wait_until_up().await;
+            self.wait_until_up().await;
             match self.try_last(stream, subject).await {
                 Ok(last) => return last,
                 Err(error) => self.health.down(&error),

@@ -4,6 +4,7 @@
 //! rollups allowed, deletes denied, direct reads. It has no limit in bytes; values and delete markers that
 //! nobody renews leave after [`RETENTION`].
 
+use std::fmt;
 use std::time::Duration;
 
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
@@ -39,6 +40,25 @@ pub struct StreamInfo {
     pub age_max: Duration,
     /// Messages that it keeps of each subject; -1 for all.
     pub messages_per_subject: i64,
+}
+
+impl fmt::Display for StreamInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.exists {
+            return write!(f, "{}: not there", self.name);
+        }
+        write!(
+            f,
+            "{}: {} messages, {} bytes, subjects {}, replicas {}, max_age {} s, max_msgs_per_subject {}",
+            self.name,
+            self.messages,
+            self.bytes,
+            self.subjects.join(" "),
+            self.replicas,
+            self.age_max.as_secs(),
+            self.messages_per_subject
+        )
+    }
 }
 
 /// Creates and checks, only checks, or leaves alone, as the settings say.

@@ -1,0 +1,201 @@
+//! Tombstones for what expired long ago in the compacted topics.
+//!
+//! Kafka cannot write on a condition: a row that its host puts again between the reading and the tombstone is
+//! deleted, and comes back with that host's next refresh. It takes a host that was silent for a day and returns
+//! within those seconds.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use rdkafka::Message as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::BaseRecord;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::sync::mpsc;
+
+use super::client::{self, BATCH_BYTES_MAX, Notice, Producer};
+use super::errors::{Class, classify};
+use crate::model::Topic;
+use crate::sink::reap::{CE_TYPE, READ_MAX, REAP_MAX, Reaped, is_expired};
+use crate::sink::{SinkError, TopicSettings};
+
+/// Time without a message or an end of partition before the cluster counts as away.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Time for a tombstone to be acknowledged.
+const ACK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time for metadata.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Tombstones on their way at once.
+const IN_FLIGHT_MAX: usize = 1_000;
+
+/// Reads the compacted topics from their beginning and tombstones the keys whose newest value expired before
+/// `before_ms` (unix milliseconds). Dropped midway, the reading goes on in the background until its end.
+///
+/// # Errors
+/// [`SinkError::Unavailable`] where the cluster does not answer or does not take the tombstones.
+pub async fn reap(
+    servers: &[String],
+    settings: &TopicSettings,
+    client_id: &str,
+    before_ms: i64,
+) -> Result<Vec<Reaped>, SinkError> {
+    let mut all = Vec::new();
+    for topic in [Topic::Records, Topic::Pns, Topic::Status] {
+        let name = settings.topic_name(topic);
+        let mut config = client::base_config(servers, client_id);
+        let reading = {
+            let name = name.clone();
+            config
+                .set("group.id", format!("{client_id}-reap"))
+                .set("enable.auto.commit", "false")
+                .set("enable.partition.eof", "true");
+            tokio::task::spawn_blocking(move || expired_keys(&config, &name, before_ms))
+        };
+        let tried = format!("failed to read the topic `{name}`");
+        let (keys, read) = match reading.await {
+            Ok(result) => result.map_err(|source| unavailable(tried, source))?,
+            Err(source) => return Err(unavailable(tried, source)),
+        };
+        let tombstoned = keys.len() as u64;
+        if !keys.is_empty() {
+            let config = client::base_config(servers, client_id);
+            let tried = || format!("failed to start a producer for the topic `{name}`");
+            let (producer, notices) = client::open_producer(&config, BATCH_BYTES_MAX)
+                .map_err(|source| unavailable(tried(), source))?;
+            tombstone(&producer, notices, &name, keys).await?;
+        }
+        all.push(Reaped {
+            name,
+            read,
+            tombstoned,
+        });
+    }
+    Ok(all)
+}
+
+/// The keys of a topic whose newest value has expired, and how many messages were read.
+fn expired_keys(
+    config: &rdkafka::ClientConfig,
+    topic: &str,
+    before_ms: i64,
+) -> Result<(BTreeSet<Vec<u8>>, u64), KafkaError> {
+    let consumer: BaseConsumer = config.create()?;
+    let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
+    let mut open: BTreeSet<i32> = metadata
+        .topics()
+        .iter()
+        .filter(|found| found.name() == topic)
+        .flat_map(|found| found.partitions().iter().map(|partition| partition.id()))
+        .collect();
+    let mut assignment = TopicPartitionList::new();
+    for partition in &open {
+        assignment.add_partition_offset(topic, *partition, Offset::Beginning)?;
+    }
+    consumer.assign(&assignment)?;
+    let (mut keys, mut read) = (BTreeSet::new(), 0);
+    let mut heard_at = Instant::now();
+    while !open.is_empty() && read < READ_MAX {
+        match consumer.poll(Duration::from_millis(200)) {
+            Some(Ok(message)) => {
+                read += 1;
+                let key = message.key().unwrap_or_default();
+                if message
+                    .payload()
+                    .is_some_and(|value| is_expired(value, before_ms))
+                {
+                    if keys.len() < REAP_MAX {
+                        keys.insert(key.to_vec());
+                    }
+                } else {
+                    keys.remove(key);
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                open.remove(&partition);
+            }
+            Some(Err(error)) => {
+                // Without the rest of a partition, no key of it may be called expired.
+                let passes = error
+                    .rdkafka_error_code()
+                    .is_some_and(|code| classify(code) == Class::Retry);
+                if !passes || heard_at.elapsed() >= READ_TIMEOUT {
+                    return Err(error);
+                }
+                continue;
+            }
+            None if heard_at.elapsed() >= READ_TIMEOUT => {
+                return Err(KafkaError::MessageConsumption(Code::OperationTimedOut));
+            }
+            None => continue,
+        }
+        heard_at = Instant::now();
+    }
+    if !open.is_empty() {
+        return Err(KafkaError::MessageConsumption(Code::Partial));
+    }
+    Ok((keys, read))
+}
+
+/// Writes a tombstone for each key, and waits until all are acknowledged.
+async fn tombstone(
+    producer: &Producer,
+    mut notices: mpsc::UnboundedReceiver<Notice>,
+    topic: &str,
+    keys: BTreeSet<Vec<u8>>,
+) -> Result<(), SinkError> {
+    let mut in_flight = 0_usize;
+    let mut keys = keys.into_iter();
+    let mut ticket = 0_usize;
+    loop {
+        while in_flight < IN_FLIGHT_MAX
+            && let Some(key) = keys.next()
+        {
+            ticket += 1;
+            let headers = OwnedHeaders::new().insert(Header {
+                key: "ce_type",
+                value: Some(CE_TYPE),
+            });
+            let record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, ticket)
+                .key(&key)
+                .headers(headers);
+            producer.send(record).map_err(|(source, _)| {
+                unavailable(format!("failed to send tombstones to `{topic}`"), source)
+            })?;
+            in_flight += 1;
+        }
+        if in_flight == 0 {
+            return Ok(());
+        }
+        let notice = tokio::time::timeout(ACK_TIMEOUT, notices.recv()).await;
+        match notice {
+            Ok(Some(Notice::Delivered { result, .. })) => {
+                in_flight -= 1;
+                result.map_err(|code| {
+                    unavailable(format!("failed to send tombstones to `{topic}`"), code)
+                })?;
+            }
+            Ok(Some(Notice::Client { .. })) => {}
+            Ok(None) | Err(_) => {
+                return Err(SinkError::Unavailable {
+                    message: format!("the tombstones for `{topic}` are not acknowledged"),
+                    source: None,
+                });
+            }
+        }
+    }
+}
+
+fn unavailable(
+    message: String,
+    source: impl std::error::Error + Send + Sync + 'static,
+) -> SinkError {
+    SinkError::Unavailable {
+        message,
+        source: Some(Box::new(source)),
+    }
+}

@@ -1,0 +1,59 @@
+//! What reaping is on every bus: finding rows that expired long ago. The reading and the tombstones are each
+//! bus's own.
+
+use serde::Deserialize;
+
+/// Most rows that are read of one topic in one run; the next run goes on where a compacted topic has become
+/// smaller.
+pub(super) const READ_MAX: u64 = 10_000_000;
+
+/// Most rows of one topic that one run tombstones, a bound on memory.
+pub(super) const REAP_MAX: usize = 1_000_000;
+
+/// The CloudEvents type of a tombstone that was not its host's own.
+pub(super) const CE_TYPE: &str = "io.quaymaster.reap.v1";
+
+/// What was found in one compacted topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reaped {
+    /// The topic, or the stream of the bucket.
+    pub name: String,
+    /// Messages read.
+    pub read: u64,
+    /// Keys tombstoned.
+    pub tombstoned: u64,
+}
+
+/// The one field that every compacted value has.
+#[derive(Deserialize)]
+struct Expiring {
+    expires_at_ms: Option<i64>,
+}
+
+/// Whether a value expired before `before_ms` (unix milliseconds). What is no value of ours never did.
+pub(super) fn is_expired(value: &[u8], before_ms: i64) -> bool {
+    serde_json::from_slice::<Expiring>(value)
+        .ok()
+        .and_then(|expiring| expiring.expires_at_ms)
+        .is_some_and(|expires_at_ms| expires_at_ms < before_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_values_of_ours_that_expired_before_the_time_are_expired() {
+        for (value, expired) in [
+            ("{\"expires_at_ms\":99,\"x\":{}}", true),
+            ("{\"expires_at_ms\":100}", false),
+            ("{\"expires_at_ms\":\"1\"}", false),
+            ("{}", false),
+            ("7", false),
+            ("{\"expires_at_ms\":", false),
+            ("", false),
+        ] {
+            assert_eq!(is_expired(value.as_bytes(), 100), expired, "{value}");
+        }
+    }
+}

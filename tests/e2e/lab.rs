@@ -1,0 +1,121 @@
+//! Private runtimes and brokers, by `tests/lab/lab`. What starts here ends when the [`Lab`] is dropped.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+/// `lab`'s exit status where something that it needs is not on the machine (sysexits' EX_UNAVAILABLE).
+const EXIT_UNAVAILABLE: i32 = 69;
+
+/// A folder with runtimes and brokers that run.
+pub(crate) struct Lab {
+    dir: PathBuf,
+}
+
+impl Lab {
+    /// Starts components; each is ready when this returns.
+    ///
+    /// `None` where the machine lacks something, which is told loudly. With `CI=true` that is an error: there
+    /// everything has to be tested.
+    pub(crate) fn up(components: &[&str]) -> Result<Option<Self>> {
+        let dir = tempfile::Builder::new()
+            .prefix("qm")
+            .tempdir_in("/tmp")?
+            .keep();
+        let lab = Self { dir };
+        let output = lab.call("up", components)?;
+        if output.status.success() {
+            return Ok(Some(lab));
+        }
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        let is_unavailable = output.status.code() == Some(EXIT_UNAVAILABLE);
+        if is_unavailable && !std::env::var("CI").is_ok_and(|ci| ci == "true") {
+            skipped(&format!("{components:?}: {why}"));
+            return Ok(None);
+        }
+        bail!("`lab up` of {components:?} failed: {why}");
+    }
+
+    /// Ends components as their service manager would.
+    pub(crate) fn stop(&self, components: &[&str]) -> Result<()> {
+        self.succeed("stop", components)
+    }
+
+    /// Ends components without a word; their containers live on.
+    pub(crate) fn kill9(&self, components: &[&str]) -> Result<()> {
+        self.succeed("kill9", components)
+    }
+
+    /// Starts stopped components again, at the same sockets and ports.
+    pub(crate) fn start(&self, components: &[&str]) -> Result<()> {
+        self.succeed("start", components)
+    }
+
+    /// A value that the lab tells about itself, such as `LAB_KAFKA`.
+    pub(crate) fn value(&self, key: &str) -> Result<String> {
+        let values = self.values()?;
+        values
+            .get(key)
+            .cloned()
+            .with_context(|| format!("the lab tells no {key}"))
+    }
+
+    /// All that the lab tells about itself.
+    pub(crate) fn values(&self) -> Result<BTreeMap<String, String>> {
+        let text =
+            std::fs::read_to_string(self.dir.join("env")).context("the lab has no env file")?;
+        let pairs = text.lines().filter_map(|line| line.split_once('='));
+        Ok(pairs
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect())
+    }
+
+    /// The folder, for what belongs to a test and ends with it.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn succeed(&self, command: &str, components: &[&str]) -> Result<()> {
+        let output = self.call(command, components)?;
+        let why = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "`lab {command}` of {components:?} failed: {why}"
+        );
+        Ok(())
+    }
+
+    fn call(&self, command: &str, components: &[&str]) -> Result<Output> {
+        Command::new(script("lab"))
+            .arg(command)
+            .arg(&self.dir)
+            .args(components)
+            .stdin(Stdio::null())
+            .output()
+            .context("failed to run tests/lab/lab")
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        // A lab that could not be ended is told by the next look at the machine, not by this test.
+        let _ = self.call("down", &[]);
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A program of `tests/lab`.
+pub(crate) fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/lab")
+        .join(name)
+}
+
+#[expect(clippy::print_stderr, reason = "a skipped test has to be seen")]
+fn skipped(why: &str) {
+    eprintln!(
+        "\n!!! SKIPPED, for this machine lacks something: {why}\n!!! `make install-lab` as root brings it\n"
+    );
+}

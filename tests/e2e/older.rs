@@ -1,0 +1,101 @@
+//! Runtimes that the distribution has: older, or of another make.
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::fold::{self, field};
+use crate::host::{BusKind, Host};
+use crate::lab::Lab;
+use crate::world::{Cri, Docker};
+
+#[test]
+fn an_older_dockerd_is_followed() -> Result<()> {
+    let Some(lab) = Lab::up(&["docker20"])? else {
+        return Ok(());
+    };
+    let docker = Docker::new(&lab, "DOCKER20")?;
+    lives_are_told(
+        &Host::of(lab, vec![docker], Vec::new(), BusKind::Stdout)?,
+        "docker",
+    )
+}
+
+#[test]
+fn podman_is_followed_through_its_docker_socket() -> Result<()> {
+    let Some(lab) = Lab::up(&["podman"])? else {
+        return Ok(());
+    };
+    let podman = Docker::new(&lab, "PODMAN")?;
+    lives_are_told(
+        &Host::of(lab, vec![podman], Vec::new(), BusKind::Stdout)?,
+        "podman",
+    )
+}
+
+fn lives_are_told(host: &Host, runtime_name: &str) -> Result<()> {
+    let docker = host.docker();
+    let standing = docker.run_staying("standing", &[])?;
+    let collector = host.setup.start()?;
+    host.converged("the start")?;
+    let web = docker.run_staying("web", &[])?;
+    docker.call(&["rename", "web", "front"])?;
+    docker.call(&["pause", "front"])?;
+    host.converged("run, rename and pause")?;
+    docker.call(&["unpause", "front"])?;
+    docker.call(&["restart", "-t", "0", "front"])?;
+    docker.run_ending("failing", &[], &["sh", "-c", "exit 3"])?;
+    let blink = docker.run_ending("blink", &["--rm"], &["true"])?;
+    host.told("a short life", |messages| {
+        let stories = fold::fold(messages)?.stories;
+        let story = stories.get(&blink).context("nothing is told of it")?;
+        let story: Vec<_> = story.iter().filter(|op| *op != "update").collect();
+        ensure!(
+            story == ["create", "start", "stop", "delete"],
+            "told as {story:?}"
+        );
+        Ok(())
+    })?;
+    let messages = host.converged("unpause, restart and an exit")?;
+    let record = &fold::records(&messages)?[&web];
+    ensure!(field(record, "runtime_name") == runtime_name, "{record}");
+    ensure!(field(record, "runtime") == "docker", "{record}");
+    for id in docker.containers()?.keys() {
+        docker.call(&["rm", "-f", id])?;
+    }
+    let messages = host.converged("removals")?;
+    collector.stop()?;
+    let stories = fold::fold(&messages)?.stories;
+    for id in [&standing, &web] {
+        ensure!(
+            stories[id].ends_with(&["stop".to_owned(), "delete".to_owned()]),
+            "{:?}",
+            stories[id]
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_containerd_without_events_is_polled() -> Result<()> {
+    let Some(lab) = Lab::up(&["containerd16"])? else {
+        return Ok(());
+    };
+    let cri = Cri::new(&lab, "LAB_CONTAINERD16_SOCKET")?;
+    let host = Host::of(lab, Vec::new(), vec![cri], BusKind::Stdout)?;
+    let collector = host.setup.start()?;
+    let cri = host.cri();
+    let pod = cri.pod("pod", &[])?;
+    let one = cri.run_staying(&pod, "one")?;
+    cri.run_staying(&pod, "two")?;
+    host.converged("a pod")?;
+    cri.call(&["stop", &one])?;
+    host.converged("a stop")?;
+    cri.call(&["stopp", &pod])?;
+    cri.call(&["rmp", &pod])?;
+    let messages = host.converged("a removal")?;
+    let statuses = fold::table(&messages, "status");
+    let is_polling = statuses
+        .values()
+        .any(|status| status["runtimes"][0]["stream"] == "polling");
+    ensure!(is_polling, "not told as polling: {statuses:?}");
+    collector.stop()
+}

@@ -1,0 +1,200 @@
+//! Drives the runtimes as people and kubelet do, with clients that are not Quaymaster's code, and tells what is true.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::lab::{Lab, script};
+
+/// The image of busybox that the lab builds.
+const BUSYBOX: &str = "busybox:lab";
+/// What a container does that should stay.
+const STAY: [&str; 2] = ["sleep", "3600"];
+
+/// What a runtime says of one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Its name without a slash.
+    pub(crate) name: String,
+    /// Docker's own word; CRI's in Quaymaster's words.
+    pub(crate) state: String,
+}
+
+/// The docker command line on one socket.
+pub(crate) struct Docker {
+    cli: String,
+    socket: String,
+    config: PathBuf,
+}
+
+impl Docker {
+    /// The dockerd, or what speaks like one, whose values in the lab begin with `LAB_` and `name`.
+    pub(crate) fn new(lab: &Lab, name: &str) -> Result<Self> {
+        Ok(Self {
+            cli: lab.value(&format!("LAB_{name}_CLI"))?,
+            socket: lab.value(&format!("LAB_{name}_SOCKET"))?,
+            config: lab.dir().join("run"),
+        })
+    }
+
+    /// As `--endpoint` wants it.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("docker=unix://{}", self.socket)
+    }
+
+    /// One docker command; its output.
+    pub(crate) fn call(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(&self.cli);
+        command.env("DOCKER_CONFIG", &self.config);
+        command
+            .args(["-H", &format!("unix://{}", self.socket)])
+            .args(arguments);
+        run(&mut command)
+    }
+
+    /// Starts a container that stays; its id.
+    pub(crate) fn run_staying(&self, name: &str, options: &[&str]) -> Result<String> {
+        let head = ["run", "-d", "--network", "none", "--name", name];
+        let arguments = [&head[..], options, &[BUSYBOX], &STAY].concat();
+        self.call(&arguments)
+    }
+
+    /// Starts a container with a command that ends by itself, without waiting for it; its id.
+    pub(crate) fn run_ending(
+        &self,
+        name: &str,
+        options: &[&str],
+        command: &[&str],
+    ) -> Result<String> {
+        let head = ["run", "-d", "--network", "none", "--name", name];
+        self.call(&[&head[..], options, &[BUSYBOX], command].concat())
+    }
+
+    /// All containers, by id.
+    pub(crate) fn containers(&self) -> Result<BTreeMap<String, Seen>> {
+        let lines = self.call(&[
+            "ps",
+            "-a",
+            "--no-trunc",
+            "--format",
+            "{{.ID}}\t{{.Names}}\t{{.State}}",
+        ])?;
+        let mut containers = BTreeMap::new();
+        for line in lines.lines() {
+            let [id, name, state] = line.split('\t').collect::<Vec<_>>()[..] else {
+                bail!("`docker ps` wrote `{line}`");
+            };
+            let (name, state) = (name.to_owned(), state.to_owned());
+            containers.insert(id.to_owned(), Seen { name, state });
+        }
+        Ok(containers)
+    }
+
+    /// The init process of a container; 0 where none runs.
+    pub(crate) fn pid(&self, id: &str) -> Result<u32> {
+        let pid = self.call(&["inspect", "-f", "{{.State.Pid}}", id])?;
+        pid.parse().with_context(|| format!("`{pid}` is no pid"))
+    }
+}
+
+/// A CRI server, by `tests/lab/cri`, which speaks Kubernetes' own schema.
+pub(crate) struct Cri {
+    socket: String,
+    cgroup: String,
+}
+
+impl Cri {
+    /// The containerd whose socket the lab tells under `key`.
+    pub(crate) fn new(lab: &Lab, key: &str) -> Result<Self> {
+        Ok(Self {
+            socket: lab.value(key)?,
+            cgroup: lab.value("LAB_CGROUP")?,
+        })
+    }
+
+    /// As `--endpoint` wants it.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("cri=unix://{}", self.socket)
+    }
+
+    /// One command; its output.
+    pub(crate) fn call(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(script("cri"));
+        command.env("LAB_CGROUP", &self.cgroup);
+        command.args(["--socket", &self.socket]).args(arguments);
+        run(&mut command)
+    }
+
+    /// Runs a pod's sandbox; its id.
+    pub(crate) fn pod(&self, name: &str, options: &[&str]) -> Result<String> {
+        self.call(&[&["runp", name][..], options].concat())
+    }
+
+    /// Runs a container that stays in a pod; its id.
+    pub(crate) fn run_staying(&self, pod: &str, name: &str) -> Result<String> {
+        self.call(&["run", pod, name])
+    }
+
+    /// All containers and sandboxes, by id.
+    pub(crate) fn containers(&self) -> Result<BTreeMap<String, Seen>> {
+        let mut all = BTreeMap::new();
+        for (verb, list) in [("ps", "containers"), ("pods", "items")] {
+            let answer: Value = serde_json::from_str(&self.call(&[verb])?)?;
+            for entry in answer[list].as_array().context("a list is missing")? {
+                let id = entry["id"].as_str().context("an id is missing")?;
+                let name = entry["metadata"]["name"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned();
+                let state = cri_state(entry["state"].as_str().unwrap_or_default())?.to_owned();
+                all.insert(id.to_owned(), Seen { name, state });
+            }
+        }
+        Ok(all)
+    }
+
+    /// The init process of a container or sandbox; 0 where none runs.
+    pub(crate) fn pid(&self, id: &str) -> Result<u32> {
+        let answer = match self.call(&["inspect", id]) {
+            Ok(answer) => answer,
+            Err(_) => self.call(&["inspectp", id])?,
+        };
+        let answer: Value = serde_json::from_str(&answer)?;
+        let info = answer["info"]["info"]
+            .as_str()
+            .context("containerd tells no info")?;
+        let info: Value = serde_json::from_str(info)?;
+        Ok(u32::try_from(info["pid"].as_u64().unwrap_or(0))?)
+    }
+}
+
+fn cri_state(word: &str) -> Result<&'static str> {
+    Ok(match word {
+        "CONTAINER_CREATED" => "created",
+        "CONTAINER_RUNNING" | "SANDBOX_READY" => "running",
+        "CONTAINER_EXITED" | "SANDBOX_NOTREADY" => "exited",
+        "CONTAINER_UNKNOWN" => "unknown",
+        other => bail!("`{other}` is no state of the CRI"),
+    })
+}
+
+/// The PID namespace of a process, as the kernel writes it: `pid:[4026532448]`.
+pub(crate) fn pns_of(pid: u32) -> Result<String> {
+    let link = std::fs::read_link(format!("/proc/{pid}/ns/pid"));
+    let link = link.with_context(|| format!("process {pid} has no namespace"))?;
+    link.into_os_string()
+        .into_string()
+        .ok()
+        .context("a namespace is not UTF-8")
+}
+
+fn run(command: &mut Command) -> Result<String> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("failed to run {command:?}"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} failed: {errors}");
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+}

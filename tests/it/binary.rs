@@ -1,0 +1,140 @@
+//! The command line: exit codes and what is said for what is wrong.
+
+use std::process::{Command, Output};
+
+use anyhow::Context as _;
+
+fn quaymaster(arguments: &[&str]) -> anyhow::Result<Output> {
+    Command::new(env!("CARGO_BIN_EXE_quaymaster"))
+        .args(arguments)
+        .env_clear()
+        .output()
+        .context("the binary runs")
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn wrong_settings_end_with_64_and_name_the_setting() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("quaymaster.toml");
+    std::fs::write(&file, "resync_intervall = \"5m\"\n")?;
+    let file = file.to_string_lossy().into_owned();
+    let cases: &[(&[&str], &str)] = &[
+        (&["run", "--bus", "amqp://x"], "`bus`"),
+        (&["run", "--bus", "kafka://nowhere"], "`bus`"),
+        (&["run", "--endpoint", "docker=tcp://x"], "`endpoint`"),
+        (&["run", "--resync-interval", "0s"], "`resync_interval`"),
+        (&["run", "--host-id", "a:b"], "`host_id`"),
+        (&["run", "--outbox-max-bytes", "1"], "`outbox.max_bytes`"),
+        (&["run", "--topics-prefix", "a b"], "topics"),
+        (
+            &["run", "--config", "/nonexistent.toml"],
+            "/nonexistent.toml",
+        ),
+        (&["run", "--config", &file], "resync_intervall"),
+    ];
+    for (arguments, expected) in cases {
+        let output = quaymaster(arguments)?;
+        assert_eq!(
+            output.status.code(),
+            Some(64),
+            "{arguments:?}: {}",
+            said(&output)
+        );
+        assert!(
+            said(&output).contains(expected),
+            "{arguments:?}: {}",
+            said(&output)
+        );
+        assert_eq!(
+            said(&output).lines().count(),
+            1,
+            "{arguments:?}: {}",
+            said(&output)
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_help_with_0() -> anyhow::Result<()> {
+    assert_eq!(quaymaster(&["runn"])?.status.code(), Some(2));
+    assert_eq!(quaymaster(&["exec", "a"])?.status.code(), Some(2));
+    let help = quaymaster(&["run", "--help"])?;
+    assert_eq!(help.status.code(), Some(0));
+    let text = String::from_utf8_lossy(&help.stdout);
+    for flag in [
+        "--bus",
+        "--state-dir",
+        "--endpoint",
+        "--resync-interval",
+        "--host-id",
+        "--once",
+    ] {
+        assert!(text.contains(flag), "{flag} is in the help");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_used_is_named() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("file");
+    std::fs::write(&file, "")?;
+    let file = file.to_string_lossy().into_owned();
+    let output = quaymaster(&["run", "--once", "--host-id", "h", "--state-dir", &file])?;
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains(&file), "{}", said(&output));
+    Ok(())
+}
+
+#[test]
+fn two_collectors_do_not_share_a_state_directory() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let state = directory.path().to_string_lossy().into_owned();
+    let socket = directory.path().join("none.sock");
+    let endpoint = format!("docker=unix://{}", socket.display());
+    let arguments = [
+        "run",
+        "--host-id",
+        "h",
+        "--state-dir",
+        &state,
+        "--endpoint",
+        &endpoint,
+    ];
+    let mut first = Command::new(env!("CARGO_BIN_EXE_quaymaster"))
+        .args(arguments)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    // Its first line says that it has the state.
+    let mut line = String::new();
+    let stdout = first.stdout.take().context("stdout is piped")?;
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+    let second = quaymaster(&arguments)?;
+    first.kill()?;
+    first.wait()?;
+    assert!(line.contains("quaymaster."), "{line}");
+    assert_eq!(second.status.code(), Some(1), "{}", said(&second));
+    assert!(
+        said(&second).contains("another quaymaster"),
+        "{}",
+        said(&second)
+    );
+    Ok(())
+}
+
+#[test]
+fn a_list_without_a_runtime_ends_with_69() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("none.sock");
+    let endpoint = format!("docker=unix://{}", socket.display());
+    let output = quaymaster(&["list", "--endpoint", &endpoint])?;
+    assert_eq!(output.status.code(), Some(69), "{}", said(&output));
+    assert!(said(&output).contains("none.sock"), "{}", said(&output));
+    Ok(())
+}

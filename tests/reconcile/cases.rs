@@ -1,0 +1,334 @@
+//! The cases of the contract that are about the story of one container.
+
+use quaymaster::model::message::{Op, Origin};
+use quaymaster::model::{Container, EventKind, RuntimeType, State};
+use quaymaster::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
+
+use crate::script::*;
+
+#[test]
+fn docker_rm_whose_inspect_comes_too_late_is_told_whole() {
+    let mut script = Script::watching_docker();
+
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.event(&docker(), 1, EventKind::Started, 20);
+    script.died(&docker(), 1, 30, 7);
+    script.event(&docker(), 1, EventKind::Deleted, 40);
+    script.not_found(&docker(), 1);
+
+    assert_eq!(script.ops(), ["create", "start", "stop", "delete"]);
+    assert_eq!(script.field(Op::Start, "pid"), "");
+    assert_eq!(script.field(Op::Start, "pns"), "");
+    assert_eq!(script.field(Op::Stop, "exit_code"), "7");
+    assert_eq!(script.delta(Op::Stop).event_ts_ns, ns(30));
+}
+
+#[test]
+fn a_run_that_was_over_before_anyone_looked_has_its_pid_from_a_hint() {
+    let mut script = Script::watching_docker();
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.found(&docker(), created(1, RuntimeType::Docker), None);
+
+    script.tell(Observation::Process {
+        id: id(1),
+        pid: 100,
+        reading: ProcessReading::Alive(Box::new(process(100, 500))),
+    });
+    script.event(&docker(), 1, EventKind::Started, 1_020);
+    script.died(&docker(), 1, 1_030, 0);
+    script.event(&docker(), 1, EventKind::Deleted, 1_040);
+    script.not_found(&docker(), 1);
+
+    assert_eq!(script.ops(), ["create", "start", "stop", "delete"]);
+    assert_eq!(script.field(Op::Start, "pid"), "100");
+    assert_eq!(script.field(Op::Start, "pns"), "pid:[500]");
+    assert_eq!(script.field(Op::Stop, "pid"), "");
+    assert_eq!(script.before(Op::Stop, "pid"), "100");
+    assert_eq!(script.before(Op::Stop, "pns"), "pid:[500]");
+    let start = script.position(|effect| is_op(effect, Op::Start));
+    assert!(script.position(is_mapping) < start, "the mapping is early");
+}
+
+#[test]
+fn a_docker_restart_is_a_stop_and_a_start_with_a_new_pid() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+
+    script.died(&docker(), 1, 2_001, 143);
+    script.event(&docker(), 1, EventKind::Started, 2_011);
+    let again = Container {
+        finished_at_ns: Some(ns(2_000)),
+        ..running(1, 101, 2_010)
+    };
+    script.found(&docker(), again.clone(), alive(process(101, 501)));
+    script.found(&docker(), again, alive(process(101, 501)));
+
+    assert_eq!(script.ops(), ["stop", "start"]);
+    assert_eq!(script.field(Op::Stop, "exit_code"), "143");
+    assert_eq!(script.before(Op::Stop, "pid"), "100");
+    assert_eq!(script.field(Op::Start, "pid"), "101");
+    assert_eq!(script.field(Op::Start, "exit_code"), "");
+}
+
+#[test]
+fn two_quick_restarts_between_inspects_are_told_each() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+
+    script.died(&docker(), 1, 2_001, 1);
+    script.event(&docker(), 1, EventKind::Started, 2_011);
+    script.died(&docker(), 1, 2_021, 2);
+    script.event(&docker(), 1, EventKind::Started, 2_031);
+    let last = running(1, 102, 2_030);
+    script.found(&docker(), last.clone(), alive(process(102, 502)));
+    script.found(&docker(), last, None);
+
+    assert_eq!(script.ops(), ["stop", "start", "stop", "start"]);
+    let codes: Vec<_> = script
+        .deltas()
+        .filter(|delta| delta.op == Op::Stop)
+        .filter_map(|delta| Some(delta.fields.as_ref()?.get("exit_code").to_owned()))
+        .collect();
+    assert_eq!(codes, ["1", "2"]);
+}
+
+#[test]
+fn an_inspect_that_runs_ahead_of_the_stream_waits_for_its_events() {
+    let mut script = Script::watching_docker();
+    script.event(&docker(), 1, EventKind::Created, 1);
+
+    // Two runs have begun and one has ended by the time of the inspect; their events come later.
+    script.found(&docker(), running(1, 101, 1_030), alive(process(101, 501)));
+    assert_eq!(script.ops(), ["create"]);
+    assert_eq!(
+        script.mappings().len(),
+        1,
+        "its namespace is mapped at once"
+    );
+
+    script.event(&docker(), 1, EventKind::Started, 1_011);
+    script.died(&docker(), 1, 1_021, 3);
+    script.event(&docker(), 1, EventKind::Started, 1_031);
+    script.found(&docker(), running(1, 101, 1_030), alive(process(101, 501)));
+    script.found(&docker(), running(1, 101, 1_030), alive(process(101, 501)));
+
+    assert_eq!(script.ops(), ["create", "start", "stop", "start"]);
+    assert!(script.reconciler.is_settled() || script.at_ms < 3_000);
+}
+
+#[test]
+fn an_inspect_that_runs_ahead_of_a_lost_event_is_told_after_a_while() {
+    let mut script = Script::watching_docker();
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.found(&docker(), running(1, 101, 1_030), alive(process(101, 501)));
+
+    script.wait(3_000);
+    script.found(&docker(), running(1, 101, 1_030), alive(process(101, 501)));
+
+    assert_eq!(script.ops(), ["create", "start"]);
+    assert_eq!(script.delta(Op::Start).origin, Origin::Resync);
+}
+
+#[test]
+fn cri_stopped_before_started_is_told_in_order() {
+    let mut script = Script::watching_cri();
+
+    script.event(&cri(), 1, EventKind::Created, 1);
+    script.died(&cri(), 1, 30, 5);
+    script.event(&cri(), 1, EventKind::Started, 20);
+    let ended = of_cri(exited(1, 20, 30, 5));
+    script.found(&cri(), ended.clone(), None);
+    script.found(&cri(), ended, None);
+
+    assert_eq!(script.ops(), ["create", "start", "stop"]);
+    assert_eq!(script.field(Op::Stop, "exit_code"), "5");
+}
+
+#[test]
+fn cri_states_only_advance() {
+    let mut script = Script::watching_cri();
+    script.event(&cri(), 1, EventKind::Created, 1);
+    script.event(&cri(), 1, EventKind::Started, 20);
+    script.died(&cri(), 1, 30, 5);
+
+    // This inspect was asked for before the container ended, and says that it lives.
+    let live = of_cri(running(1, 100, 20));
+    script.found(&cri(), live.clone(), None);
+    script.found(&cri(), live, None);
+    let ended = of_cri(exited(1, 20, 30, 5));
+    script.wait(2_000);
+    script.found(&cri(), ended, None);
+    // A second STARTED, five minutes old, of another subscriber's queue.
+    script.event(&cri(), 1, EventKind::Started, 21);
+    script.found(&cri(), of_cri(exited(1, 20, 30, 5)), None);
+
+    assert_eq!(script.ops(), ["create", "start", "stop"]);
+}
+
+#[test]
+fn containerds_five_minutes_old_events_are_told_once_and_whole() {
+    let mut script = Script::new();
+    script.up(&cri());
+    let live = of_cri(running(2, 100, 20));
+    script.list(&cri(), vec![row_of(&live, 1)]);
+    script.found(&cri(), live.clone(), alive(process(100, 500)));
+    script.said.clear();
+
+    // Container 1 is long gone, container 2 was listed already.
+    for (number, what) in [
+        (1, EventKind::Created),
+        (2, EventKind::Created),
+        (2, EventKind::Started),
+        (1, EventKind::Started),
+        (1, EventKind::Died),
+        (1, EventKind::Deleted),
+    ] {
+        script.event(&cri(), number, what, 0);
+    }
+    script.not_found(&cri(), 1);
+    script.found(&cri(), live.clone(), None);
+    script.found(&cri(), live, None);
+
+    let of_1: Vec<_> = script
+        .deltas()
+        .filter(|delta| {
+            let fields = delta.fields.as_ref();
+            fields.is_some_and(|fields| fields.get("id") == id(1).as_str())
+        })
+        .map(|delta| delta.op.as_str())
+        .collect();
+    assert_eq!(of_1, ["create", "start", "stop", "delete"]);
+    assert_eq!(
+        script.ops().len(),
+        4,
+        "nothing is told of container 2 again"
+    );
+}
+
+#[test]
+fn a_doubled_event_is_told_once() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+
+    for _ in 0..2 {
+        script.died(&docker(), 1, 2_001, 1);
+    }
+    script.found(&docker(), exited(1, 10, 2_000, 1), None);
+    script.died(&docker(), 1, 2_001, 1);
+
+    assert_eq!(script.ops(), ["stop"]);
+    assert_eq!(script.reconciler.counters().ignored_events, 2);
+}
+
+#[test]
+fn a_start_that_failed_is_no_run() {
+    let mut script = Script::watching_docker();
+
+    // `docker run --rm busybox no-such-command`: a die without a start.
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.died(&docker(), 1, 20, 127);
+    script.event(&docker(), 1, EventKind::Deleted, 30);
+    script.not_found(&docker(), 1);
+
+    assert_eq!(script.ops(), ["create", "delete"]);
+}
+
+#[test]
+fn the_oom_killer_is_the_reason_of_a_stop() {
+    for (exit_code, oom_killed, reason) in [(137, Some(true), "oom"), (137, Some(false), "signal")]
+    {
+        let mut script = Script::watching_docker();
+        script.run_docker(1, 100, 500);
+
+        script.died(&docker(), 1, 2_001, exit_code);
+        let ended = Container {
+            oom_killed,
+            ..exited(1, 10, 2_000, exit_code)
+        };
+        script.found(&docker(), ended, None);
+
+        assert_eq!(&*script.delta(Op::Stop).reason, reason);
+    }
+}
+
+#[test]
+fn a_paused_container_keeps_its_pid_and_its_namespace() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+
+    script.event(&docker(), 1, EventKind::Paused, 2_000);
+    let paused = Container {
+        state: State::Paused,
+        ..running(1, 100, 10)
+    };
+    script.found(&docker(), paused, alive(process(100, 500)));
+
+    assert_eq!(script.ops(), ["update"]);
+    assert_eq!(script.field(Op::Update, "state"), "paused");
+    assert_eq!(script.field(Op::Update, "pid"), "100");
+    assert_eq!(script.field(Op::Update, "pns"), "pid:[500]");
+    assert!(script.mappings().is_empty(), "its mapping stands as it is");
+}
+
+#[test]
+fn an_inspect_that_fails_is_asked_again_and_no_event_is_lost() {
+    let mut script = Script::watching_docker();
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.event(&docker(), 1, EventKind::Started, 11);
+    script.tell(Observation::Inspected {
+        source: docker(),
+        id: id(1),
+        outcome: InspectOutcome::Failed,
+    });
+    script.said.clear();
+
+    script.wait(2_000);
+    let asked = script.said.clone();
+    script.found(&docker(), running(1, 100, 10), alive(process(100, 500)));
+
+    assert_eq!(inspected(&asked), [id(1)]);
+    assert_eq!(script.ops(), ["create", "start"]);
+}
+
+#[test]
+fn what_an_event_told_is_not_told_by_the_resync_beside_it() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+
+    // The list that was made after the end comes before the event that tells it.
+    script.resync(&docker(), Vec::new());
+    script.died(&docker(), 1, 2_001, 9);
+    script.event(&docker(), 1, EventKind::Deleted, 2_010);
+
+    assert_eq!(script.ops(), ["stop", "delete"]);
+    assert_eq!(script.field(Op::Stop, "exit_code"), "9");
+    assert_eq!(script.delta(Op::Delete).origin, Origin::Event);
+    assert_eq!(script.reconciler.counters().missed, 0);
+}
+
+#[test]
+fn what_no_event_told_is_found_by_the_resync_and_counted() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+
+    script.resync(&docker(), Vec::new());
+    script.wait(3_000);
+
+    assert_eq!(script.ops(), ["stop", "delete"]);
+    assert_eq!(script.delta(Op::Delete).origin, Origin::Resync);
+    assert_eq!(script.reconciler.counters().missed, 2);
+}
+
+#[test]
+fn a_failed_or_partial_list_deletes_nothing() {
+    for outcome in [ListOutcome::Failed, ListOutcome::Partial(Vec::new())] {
+        let mut script = Script::watching_docker();
+        script.run_docker(1, 100, 500);
+
+        script.tell(Observation::ResyncDue);
+        script.list_with(&docker(), outcome);
+        script.wait(10_000);
+
+        assert!(script.ops().is_empty());
+    }
+}
