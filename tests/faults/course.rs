@@ -95,7 +95,7 @@ impl Course {
             "--host-id=faulty-host".to_owned(),
             "--host-name=faulty".to_owned(),
             format!("--pns-linger={LINGER}"),
-            "--log=info".to_owned(),
+            format!("--log={}", log_filter()),
         ]);
         arguments.extend(setup.arguments);
         let mut daemon = Daemon::new(folder.path(), arguments);
@@ -387,6 +387,11 @@ impl Course {
             kept.display()
         )
     }
+}
+
+/// `QUAYMASTER_FAULTS_LOG=debug` tells each event.
+fn log_filter() -> String {
+    std::env::var("QUAYMASTER_FAULTS_LOG").unwrap_or_else(|_| "info".to_owned())
 }
 
 fn seed() -> u64 {
