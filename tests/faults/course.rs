@@ -27,6 +27,8 @@ const LINGER: &str = "1s";
 pub(crate) struct Figures {
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) converged_ms: Vec<u64>,
+    /// Each may cost an epoch.
+    pub(crate) torn_states: usize,
     pub(crate) lost: u64,
     pub(crate) owed_steps: u64,
     pub(crate) wrong_owner: u64,
@@ -305,6 +307,13 @@ impl Course {
         let (owed, lost) = self.oracle.check_stories(&self.world);
         self.figures.owed_steps += owed;
         self.figures.lost += lost;
+        let torn = self.figures.torn_states;
+        if self.oracle.lost_epochs > torn {
+            let epochs = self.oracle.lost_epochs;
+            let complaint =
+                format!("{epochs} epochs were lost, and the state was torn {torn} times");
+            self.oracle.complaints.push(complaint);
+        }
         for line in self.daemon.log_lines("panicked") {
             self.oracle.complaints.push(line);
         }
