@@ -292,6 +292,7 @@ impl Course {
             for found in self.bus.read().await? {
                 self.oracle.take(found);
             }
+            self.judge()?;
             let differences = self.oracle.differences(&self.world);
             if differences.is_empty() {
                 break;
@@ -317,13 +318,18 @@ impl Course {
         for line in self.daemon.log_lines("panicked") {
             self.oracle.complaints.push(line);
         }
-        if !self.oracle.complaints.is_empty() {
-            let complaints = self.oracle.complaints.iter().take(4);
-            let complaints: Vec<_> = complaints.cloned().collect();
-            self.fail(&format!("{complaints:#?}"))?;
-        }
+        self.judge()?;
         self.world.settled();
         Ok(())
+    }
+
+    /// An error where the oracle has a complaint; the first few of them.
+    fn judge(&mut self) -> anyhow::Result<()> {
+        if self.oracle.complaints.is_empty() {
+            return Ok(());
+        }
+        let first: Vec<_> = self.oracle.complaints.iter().take(4).cloned().collect();
+        self.fail(&format!("{first:#?}"))
     }
 
     /// Waits until what is on the bus satisfies a condition.
