@@ -286,6 +286,11 @@ pub struct Outbox {
     handed: Arc<Mutex<u64>>,
     has_unsynced_acks: bool,
     quarantined: u64,
+    /// Rows that the bus has, and that the file had again after a commit failed: acknowledgements that were
+    /// never synced went with it. The next commit takes them away.
+    revived: BTreeSet<u64>,
+    /// The newest row that was ever known to be in the file.
+    newest_row: u64,
 }
 
 /// An outbox that was opened, with the state that it held.
@@ -389,6 +394,7 @@ impl Outbox {
         self.meta.snapshot_owed |= drop.is_some();
         self.write(&batch, &plan, drop.as_ref(), reconciler, gap, is_durable)?;
         self.has_unsynced_acks = !is_durable;
+        self.revived.clear();
         self.apply(batch, plan);
         Ok(drop.map(|drop| self.apply_drop(drop, gap)))
     }
@@ -409,6 +415,7 @@ impl Outbox {
             true,
         )?;
         self.has_unsynced_acks = false;
+        self.revived.clear();
         Ok(())
     }
 
@@ -484,7 +491,7 @@ impl Outbox {
                     quarantine.pop_first().map_err(|e| failed(e.into()))?;
                 }
             }
-            for row in &plan.removed {
+            for row in plan.removed.iter().chain(&self.revived) {
                 messages.remove(row).map_err(|e| failed(e.into()))?;
             }
             for (index, owed) in batch.messages.iter().enumerate() {
@@ -584,6 +591,7 @@ impl Outbox {
             }
             None => self.totals.deltas += 1,
         }
+        self.newest_row = self.newest_row.max(owed.outgoing.row);
         self.known.insert(owed.outgoing.row, known);
     }
 
