@@ -441,7 +441,10 @@ fn an_acknowledgement_that_went_with_a_failed_commit_revives_nothing() {
     let mut outbox = open(folder.path(), u64::MAX).outbox;
     let old = message(&mut outbox, Topic::Records, "a", "old");
     let row = old.outgoing.row;
-    let bytes = encode("messages", &StoredMessage::from(&old)).expect("it can be encoded");
+    let mut buffer = Vec::new();
+    let bytes = encode("messages", &MessageToStore::from(&old), &mut buffer)
+        .expect("it can be encoded")
+        .to_vec();
     let put = Batch {
         messages: vec![old],
         ..Batch::default()
