@@ -505,7 +505,10 @@ fn a_commit_that_failed_and_is_in_the_file_all_the_same_is_owed() {
 
     let new = message(&mut outbox, Topic::Records, "a", "new");
     let new_row = new.outgoing.row;
-    let bytes = encode("messages", &StoredMessage::from(&new)).expect("it can be encoded");
+    let mut buffer = Vec::new();
+    let bytes = encode("messages", &MessageToStore::from(&new), &mut buffer)
+        .expect("it can be encoded")
+        .to_vec();
     {
         let guard = outbox.database.read().expect("nobody panicked");
         let database = guard.as_ref().expect("the database is open");
