@@ -34,7 +34,7 @@ test: install install-lab
 	cargo test --locked --lib --bins
 	cargo test --locked --test it --test reconcile
 	# One lab after another: each has runtimes and brokers of its own, and there may be two cores for all.
-	cargo test --locked --test sink --test e2e -- --test-threads=1
+	cargo test --locked --test sink --test e2e --test faults -- --test-threads=1
 
 check: install
 	cargo fmt --all --check

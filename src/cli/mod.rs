@@ -12,6 +12,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use crate::runtime::text;
+use crate::telemetry;
 
 /// All went well.
 pub const EXIT_OK: u8 = 0;
@@ -45,14 +46,7 @@ impl Failure {
 
 /// An error with all its causes, on one line, without control characters.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text::escaped(&line)
+    text::escaped(&telemetry::chain(error))
 }
 
 /// Reads a time: `10` and `10s` are seconds, `500ms`, `2m`, `1h`.

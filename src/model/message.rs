@@ -29,6 +29,18 @@ pub enum Op {
 }
 
 impl Op {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 8] = [
+        Self::Create,
+        Self::Start,
+        Self::Stop,
+        Self::Delete,
+        Self::Update,
+        Self::Epoch,
+        Self::Snapshot,
+        Self::SnapshotEnd,
+    ];
+
     /// The word of the delta.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -286,6 +286,11 @@ pub struct Outbox {
     handed: Arc<Mutex<u64>>,
     has_unsynced_acks: bool,
     quarantined: u64,
+    /// Rows that the bus has, and that the file had again after a commit failed: acknowledgements that were
+    /// never synced went with it. The next commit takes them away.
+    revived: BTreeSet<u64>,
+    /// The newest row that was ever known to be in the file.
+    newest_row: u64,
 }
 
 /// An outbox that was opened, with the state that it held.
@@ -389,6 +394,7 @@ impl Outbox {
         self.meta.snapshot_owed |= drop.is_some();
         self.write(&batch, &plan, drop.as_ref(), reconciler, gap, is_durable)?;
         self.has_unsynced_acks = !is_durable;
+        self.revived.clear();
         self.apply(batch, plan);
         Ok(drop.map(|drop| self.apply_drop(drop, gap)))
     }
@@ -409,6 +415,7 @@ impl Outbox {
             true,
         )?;
         self.has_unsynced_acks = false;
+        self.revived.clear();
         Ok(())
     }
 
@@ -459,7 +466,8 @@ impl Outbox {
         transaction
             .set_durability(durability)
             .map_err(|e| failed(e.into()))?;
-        self.write_rows(&transaction, batch, reconciler, &failed)?;
+        let mut buffer = Vec::with_capacity(ROW_BYTES);
+        self.write_rows(&transaction, batch, reconciler, &failed, &mut buffer)?;
         {
             let mut messages = transaction
                 .open_table(MESSAGES)
@@ -471,9 +479,9 @@ impl Outbox {
                 for (row, reason) in &batch.rejected {
                     let stored = messages.get(row).map_err(|e| failed(e.into()))?;
                     if let Some(stored) = stored {
-                        let entry = encode("quarantine", &(reason, stored.value()))?;
+                        let entry = encode("quarantine", &(reason, stored.value()), &mut buffer)?;
                         quarantine
-                            .insert(row, entry.as_slice())
+                            .insert(row, entry)
                             .map_err(|e| failed(e.into()))?;
                     }
                 }
@@ -483,14 +491,14 @@ impl Outbox {
                     quarantine.pop_first().map_err(|e| failed(e.into()))?;
                 }
             }
-            for row in &plan.removed {
+            for row in plan.removed.iter().chain(&self.revived) {
                 messages.remove(row).map_err(|e| failed(e.into()))?;
             }
             for (index, owed) in batch.messages.iter().enumerate() {
                 if !plan.skipped.contains(&index) {
-                    let bytes = encode("messages", &MessageToStore::from(owed))?;
+                    let bytes = encode("messages", &MessageToStore::from(owed), &mut buffer)?;
                     messages
-                        .insert(owed.outgoing.row, bytes.as_slice())
+                        .insert(owed.outgoing.row, bytes)
                         .map_err(|e| failed(e.into()))?;
                 }
             }
@@ -499,9 +507,9 @@ impl Outbox {
                     messages.remove(row).map_err(|e| failed(e.into()))?;
                 }
                 let owed = drop.gap(gap);
-                let bytes = encode("messages", &MessageToStore::from(&owed))?;
+                let bytes = encode("messages", &MessageToStore::from(&owed), &mut buffer)?;
                 messages
-                    .insert(owed.outgoing.row, bytes.as_slice())
+                    .insert(owed.outgoing.row, bytes)
                     .map_err(|e| failed(e.into()))?;
             }
         }
@@ -514,12 +522,12 @@ impl Outbox {
         batch: &Batch,
         reconciler: &Reconciler,
         failed: &dyn Fn(redb::Error) -> OutboxError,
+        buffer: &mut Vec<u8>,
     ) -> Result<(), OutboxError> {
         {
             let mut meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
-            let bytes = encode("meta", &self.meta)?;
-            meta.insert("meta", bytes.as_slice())
-                .map_err(|e| failed(e.into()))?;
+            let bytes = encode("meta", &self.meta, buffer)?;
+            meta.insert("meta", bytes).map_err(|e| failed(e.into()))?;
         }
         if batch.rows.is_empty() {
             return Ok(());
@@ -536,16 +544,16 @@ impl Outbox {
         for key in &batch.rows {
             match (key, reconciler.row(key)) {
                 (RowKey::Container(id), Some(Row::Container(row))) if row.is_told() => {
-                    let bytes = encode("containers", row)?;
-                    containers.insert(id.as_str(), bytes.as_slice()).map(drop)
+                    let bytes = encode("containers", row, buffer)?;
+                    containers.insert(id.as_str(), bytes).map(drop)
                 }
                 (RowKey::Namespace(inode), Some(Row::Namespace(row))) => {
-                    let bytes = encode("namespaces", row)?;
-                    namespaces.insert(inode, bytes.as_slice()).map(drop)
+                    let bytes = encode("namespaces", row, buffer)?;
+                    namespaces.insert(inode, bytes).map(drop)
                 }
                 (RowKey::Source(id), Some(Row::Source(row))) => {
-                    let bytes = encode("sources", row)?;
-                    sources.insert(id.as_str(), bytes.as_slice()).map(drop)
+                    let bytes = encode("sources", row, buffer)?;
+                    sources.insert(id.as_str(), bytes).map(drop)
                 }
                 (RowKey::Container(id), _) => containers.remove(id.as_str()).map(drop),
                 (RowKey::Namespace(inode), _) => namespaces.remove(inode).map(drop),
@@ -583,6 +591,7 @@ impl Outbox {
             }
             None => self.totals.deltas += 1,
         }
+        self.newest_row = self.newest_row.max(owed.outgoing.row);
         self.known.insert(owed.outgoing.row, known);
     }
 
@@ -626,9 +635,16 @@ fn message_bytes(outgoing: &Outgoing) -> u32 {
     u32::try_from(value + outgoing.item.len() + outgoing.ce_id.len() + 32).unwrap_or(u32::MAX)
 }
 
-fn encode<T: Serialize>(table: &'static str, value: &T) -> Result<Vec<u8>, OutboxError> {
-    postcard::to_extend(value, Vec::with_capacity(ROW_BYTES))
-        .map_err(|source| OutboxError::Encoding { table, source })
+/// Encodes a value into a buffer that is used for one row after another.
+fn encode<'b, T: Serialize>(
+    table: &'static str,
+    value: &T,
+    buffer: &'b mut Vec<u8>,
+) -> Result<&'b [u8], OutboxError> {
+    buffer.clear();
+    *buffer = postcard::to_extend(value, std::mem::take(buffer))
+        .map_err(|source| OutboxError::Encoding { table, source })?;
+    Ok(buffer)
 }
 
 /// A gap is never rendered where nothing is dropped; this keeps `sync` total without a panic.

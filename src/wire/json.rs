@@ -1,5 +1,6 @@
 //! Deltas, records and mappings as JSON. Numbers that may pass 2^53 are strings.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -257,13 +258,22 @@ pub fn fields_value(fields: &Fields) -> serde_json::Value {
     serde_json::json!(map)
 }
 
-/// Room for an ordinary message, so that its text is not moved while it grows.
-const MESSAGE_BYTES: usize = 2_048;
+/// Longest text whose room is kept for the next message.
+const ROOM_BYTES_MAX: usize = 64 * 1024;
+
+thread_local! {
+    /// Where a message's text grows, so that it is neither moved nor allocated anew for each.
+    static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Renders a value whose parts are all text, numbers and lists, which cannot fail.
 pub(super) fn text<T: Serialize>(value: &T) -> Arc<[u8]> {
-    let mut text = Vec::with_capacity(MESSAGE_BYTES);
-    serde_json::to_writer(&mut text, value)
-        .expect("our own messages have text keys and no foreign Serialize");
-    text.into()
+    ROOM.with_borrow_mut(|room| {
+        room.clear();
+        serde_json::to_writer(&mut *room, value)
+            .expect("our own messages have text keys and no foreign Serialize");
+        let text = Arc::from(room.as_slice());
+        room.shrink_to(ROOM_BYTES_MAX);
+        text
+    })
 }

@@ -52,6 +52,7 @@ pub struct Renderer {
     refresh: Refresh,
     ce_source: Arc<str>,
     no_text: Arc<str>,
+    op_texts: [Arc<str>; Op::ALL.len()],
 }
 
 impl Renderer {
@@ -63,6 +64,7 @@ impl Renderer {
             refresh,
             ce_source,
             no_text: "".into(),
+            op_texts: Op::ALL.map(|op| op.as_str().into()),
         }
     }
 
@@ -79,7 +81,7 @@ impl Renderer {
                 topic: Topic::Deltas,
                 host_id: Arc::clone(&self.host.host_id),
                 item: Arc::clone(&self.no_text),
-                op: delta.op.as_str().into(),
+                op: self.op_text(delta.op),
                 value: Some(json::delta(&self.host, delta)),
                 ce_id: self.delta_id(delta.seq),
                 ce_type: "io.quaymaster.delta.v1",
@@ -101,10 +103,10 @@ impl Renderer {
                     now_ms,
                     expires_at_ms,
                 );
-                self.state(Topic::Records, id.as_str().into(), Some(value), row, now_ms)
+                self.state(Topic::Records, id.shared(), Some(value), row, now_ms)
             }
             Message::RecordTombstone { id } => {
-                self.state(Topic::Records, id.as_str().into(), None, row, now_ms)
+                self.state(Topic::Records, id.shared(), None, row, now_ms)
             }
             Message::Mapping { mapping, refresh } => {
                 let expires_at_ms = now_ms + EXPIRY_REFRESHES * self.refresh.pns_ms;
@@ -181,6 +183,10 @@ impl Renderer {
             ce_source: Arc::clone(&self.ce_source),
             time_ms: signed(time_ms),
         }
+    }
+
+    fn op_text(&self, op: Op) -> Arc<str> {
+        Arc::clone(&self.op_texts[op as usize])
     }
 
     fn delta_id(&self, seq: u64) -> Arc<str> {

@@ -22,7 +22,8 @@ nats_binary() {
 # The distribution's packages that a part needs.
 packages_of() {
   case $1 in
-  build) echo gcc libc6-dev make pkg-config zlib1g-dev ca-certificates ;;
+  # g++: librdkafka's configure refuses to go on without a C++ compiler, though nothing of C++ is built.
+  build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev ca-certificates ;;
   consumers) echo kcat ;;
   cri) echo python3 python3-grpcio python3-protobuf protobuf-compiler ;;
   containerd2) echo runc busybox-static ;;
