@@ -27,6 +27,8 @@ const LINGER: &str = "1s";
 pub(crate) struct Figures {
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) converged_ms: Vec<u64>,
+    /// Each may cost an epoch.
+    pub(crate) torn_states: usize,
     pub(crate) lost: u64,
     pub(crate) owed_steps: u64,
     pub(crate) wrong_owner: u64,
@@ -95,7 +97,7 @@ impl Course {
             "--host-id=faulty-host".to_owned(),
             "--host-name=faulty".to_owned(),
             format!("--pns-linger={LINGER}"),
-            "--log=info".to_owned(),
+            format!("--log={}", log_filter()),
         ]);
         arguments.extend(setup.arguments);
         let mut daemon = Daemon::new(folder.path(), arguments);
@@ -290,6 +292,7 @@ impl Course {
             for found in self.bus.read().await? {
                 self.oracle.take(found);
             }
+            self.judge()?;
             let differences = self.oracle.differences(&self.world);
             if differences.is_empty() {
                 break;
@@ -305,16 +308,28 @@ impl Course {
         let (owed, lost) = self.oracle.check_stories(&self.world);
         self.figures.owed_steps += owed;
         self.figures.lost += lost;
+        let torn = self.figures.torn_states;
+        if self.oracle.lost_epochs > torn {
+            let epochs = self.oracle.lost_epochs;
+            let complaint =
+                format!("{epochs} epochs were lost, and the state was torn {torn} times");
+            self.oracle.complaints.push(complaint);
+        }
         for line in self.daemon.log_lines("panicked") {
             self.oracle.complaints.push(line);
         }
-        if !self.oracle.complaints.is_empty() {
-            let complaints = self.oracle.complaints.iter().take(4);
-            let complaints: Vec<_> = complaints.cloned().collect();
-            self.fail(&format!("{complaints:#?}"))?;
-        }
+        self.judge()?;
         self.world.settled();
         Ok(())
+    }
+
+    /// An error where the oracle has a complaint; the first few of them.
+    fn judge(&mut self) -> anyhow::Result<()> {
+        if self.oracle.complaints.is_empty() {
+            return Ok(());
+        }
+        let first: Vec<_> = self.oracle.complaints.iter().take(4).cloned().collect();
+        self.fail(&format!("{first:#?}"))
     }
 
     /// Waits until what is on the bus satisfies a condition.
@@ -387,6 +402,11 @@ impl Course {
             kept.display()
         )
     }
+}
+
+/// `QUAYMASTER_FAULTS_LOG=debug` tells each event.
+fn log_filter() -> String {
+    std::env::var("QUAYMASTER_FAULTS_LOG").unwrap_or_else(|_| "info".to_owned())
 }
 
 fn seed() -> u64 {
