@@ -259,6 +259,10 @@ impl Collector {
                         self.requests.push((source, Request::Inspect { id, kind }));
                     }
                     Effect::ReadProcess { id, pid } => {
+                        let pinned = self.reconciler.pinned_ticks(&id, pid);
+                        if pinned.is_some() && pinned == self.parts.processes.start_ticks(pid) {
+                            continue;
+                        }
                         let reading = self.parts.processes.read(pid);
                         queue.push_back(Observation::Process { id, pid, reading });
                     }
@@ -332,7 +336,8 @@ impl Collector {
         // What the bus has it says once: that outlives a commit that fails.
         let (acked, rejected) = (batch.acked.clone(), batch.rejected.clone());
         let result = if batch.is_empty() {
-            if self.parts.outbox.has_unsynced_acks() && now >= self.next_status_ms {
+            if self.parts.outbox.has_unsynced_acks() {
+                // Nothing came but the clock's tick: what a crash would send twice is a second's worth.
                 self.parts.outbox.sync(&self.reconciler, now)
             } else {
                 Ok(())

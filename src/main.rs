@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use quaymaster::cli::{self, exec, list, run, topics};
+use quaymaster::cli::{self, exec, list, run, schema, topics};
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
 use quaymaster::procfs::ProcessTable;
@@ -35,6 +35,12 @@ enum Command {
         overrides: Box<Overrides>,
         #[command(subcommand)]
         command: topics::TopicsCommand,
+    },
+    /// Print the schema of a kind of message, or of the topics
+    Schema {
+        /// Which
+        #[arg(value_enum)]
+        schema: schema::Schema,
     },
 }
 
@@ -75,6 +81,7 @@ async fn dispatch(command: &Command) -> u8 {
             topics::configured(overrides, *command, &mut out).await,
             &mut err,
         ),
+        Command::Schema { schema } => ended(schema::run(*schema, &mut out), &mut err),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod exec;
 mod gather;
 pub mod list;
 pub mod run;
+pub mod schema;
 pub mod topics;
 
 use std::error::Error;

@@ -1,6 +1,6 @@
 //! Opening the state: as it was left, or set aside where it is damaged, or new.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 
 use redb::Builder;
 
@@ -385,12 +385,9 @@ fn make_reserve(directory: &Path) {
     if std::fs::metadata(&path).is_ok_and(|found| found.len() == RESERVE_BYTES) {
         return;
     }
-    let made = File::create(&path).and_then(|mut file| {
-        let block = vec![0_u8; 64 * 1024];
-        for _ in 0..RESERVE_BYTES / block.len() as u64 {
-            file.write_all(&block)?;
-        }
-        Ok(())
+    let made = File::create(&path).and_then(|file| {
+        let flags = rustix::fs::FallocateFlags::empty();
+        Ok(rustix::fs::fallocate(&file, flags, 0, RESERVE_BYTES)?)
     });
     if let Err(error) = made {
         let _ = std::fs::remove_file(&path);

@@ -441,8 +441,10 @@ fn an_acknowledgement_that_went_with_a_failed_commit_revives_nothing() {
     let mut outbox = open(folder.path(), u64::MAX).outbox;
     let old = message(&mut outbox, Topic::Records, "a", "old");
     let row = old.outgoing.row;
-    let bytes =
-        postcard::to_stdvec(&reader::MessageToStore::from(&old)).expect("it can be encoded");
+    let mut buffer = Vec::new();
+    let bytes = encode("messages", &MessageToStore::from(&old), &mut buffer)
+        .expect("it can be encoded")
+        .to_vec();
     let put = Batch {
         messages: vec![old],
         ..Batch::default()
@@ -503,8 +505,10 @@ fn a_commit_that_failed_and_is_in_the_file_all_the_same_is_owed() {
 
     let new = message(&mut outbox, Topic::Records, "a", "new");
     let new_row = new.outgoing.row;
-    let bytes =
-        postcard::to_stdvec(&reader::MessageToStore::from(&new)).expect("it can be encoded");
+    let mut buffer = Vec::new();
+    let bytes = encode("messages", &MessageToStore::from(&new), &mut buffer)
+        .expect("it can be encoded")
+        .to_vec();
     {
         let guard = outbox.database.read().expect("nobody panicked");
         let database = guard.as_ref().expect("the database is open");
