@@ -2,6 +2,7 @@
 //!
 //! A subcommand writes to the writers it is given and returns its exit code; only `main.rs` touches the process.
 
+pub mod config;
 pub mod exec;
 mod gather;
 pub mod list;
