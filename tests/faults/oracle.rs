@@ -280,11 +280,11 @@ impl Oracle {
             let members = put["members"].as_array().cloned().unwrap_or_default();
             for named in members.iter().chain([put]) {
                 let (container, pid) = (text(named, "container_id"), named["pid"].as_u64());
-                let is_right = owned.iter().any(|owned| {
-                    owned.inode == inode
-                        && owned.container == container
-                        && Some(u64::from(owned.pid)) == pid
-                        && owns(owned, valid_from_ms, valid_to_ms)
+                let is_right = owned.iter().any(|owner| {
+                    owner.inode == inode
+                        && owner.container == container
+                        && Some(u64::from(owner.pid)) == pid
+                        && owns(owner, owned, valid_from_ms, valid_to_ms)
                 });
                 if !is_right {
                     wrong += 1;

@@ -643,12 +643,23 @@ fn rfc3339(unix_ns: u64) -> String {
     )
 }
 
-/// Whether a moment lies in a namespace's life, give or take.
-pub(crate) fn owns(owned: &Owned, valid_from_ms: u64, valid_to_ms: Option<u64>) -> bool {
+/// Whether a mapping's time is one in which its number was this owner's, or nobody's: an end that was found late,
+/// when a runtime came back, is no other's time while the number is kept.
+pub(crate) fn owns(
+    owned: &Owned,
+    all: &[Owned],
+    valid_from_ms: u64,
+    valid_to_ms: Option<u64>,
+) -> bool {
     const START_SLACK_MS: u64 = 500;
     const END_SLACK_MS: u64 = 2_000;
     let to_ms = owned.to_ms.unwrap_or_else(now_ms);
+    let is_next_before = |at_ms: u64| {
+        let mut others = all.iter().filter(|other| other.inode == owned.inode);
+        others.any(|other| other.from_ms >= to_ms && other.from_ms < at_ms)
+    };
+    let has_end = |at_ms: u64| at_ms <= to_ms + END_SLACK_MS || !is_next_before(at_ms);
     valid_from_ms + START_SLACK_MS >= owned.from_ms
         && valid_from_ms <= to_ms + START_SLACK_MS
-        && valid_to_ms.is_none_or(|valid_to_ms| valid_to_ms <= to_ms + END_SLACK_MS)
+        && valid_to_ms.is_none_or(has_end)
 }
