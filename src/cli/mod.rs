@@ -6,6 +6,7 @@ pub mod config;
 pub mod exec;
 mod gather;
 pub mod list;
+pub mod outbox;
 pub mod run;
 pub mod schema;
 pub mod topics;

@@ -22,6 +22,7 @@
 //! 5. One process has the file; a second one is refused.
 
 mod coalesce;
+mod holdings;
 mod limits;
 mod reader;
 mod recover;
@@ -37,6 +38,7 @@ use redb::{Database, Durability, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 pub use coalesce::coalesce;
+pub use holdings::{Figures, Holdings, Quarantined};
 use reader::MessageToStore;
 pub use reader::{OutboxReader, StoredMessage};
 pub use recover::Owner;

@@ -203,3 +203,35 @@ fn config_check_ends_with_64_and_one_line() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_outbox_is_shown_and_what_is_missing_or_in_use_is_named() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let state = directory.path().to_string_lossy().into_owned();
+    let none = quaymaster(&["outbox", "show", "--state-dir", &state])?;
+    assert_eq!(none.status.code(), Some(69), "{}", said(&none));
+    assert!(said(&none).contains("no state"), "{}", said(&none));
+
+    let owner = quaymaster::outbox::Owner {
+        host_id: "h".into(),
+        boot_id: "b".into(),
+        new_epoch: "e1".to_owned(),
+    };
+    let options = quaymaster::outbox::Options::default();
+    let opened = quaymaster::outbox::Outbox::open(directory.path(), &owner, options)?;
+    let used = quaymaster(&["outbox", "show", "--state-dir", &state])?;
+    assert_eq!(used.status.code(), Some(69), "{}", said(&used));
+    assert!(said(&used).contains("stop it first"), "{}", said(&used));
+    drop(opened);
+
+    let shown = quaymaster(&["outbox", "show", "--state-dir", &state])?;
+    assert_eq!(shown.status.code(), Some(0), "{}", said(&shown));
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(text.contains("quarantine   pns"), "{text}");
+    let kept = quaymaster(&["outbox", "drop", "--state-dir", &state])?;
+    assert_eq!(kept.status.code(), Some(1), "{}", said(&kept));
+    assert!(said(&kept).contains("--yes"), "{}", said(&kept));
+    let dropped = quaymaster(&["outbox", "drop", "--yes", "--state-dir", &state])?;
+    assert_eq!(dropped.status.code(), Some(0), "{}", said(&dropped));
+    Ok(())
+}
