@@ -31,12 +31,21 @@ pub(crate) struct Daemon {
     watches: JoinSet<()>,
     publisher: tokio::task::JoinHandle<Result<(), quaymaster::sink::SinkError>>,
     stop: CancellationToken,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Daemon {
+    /// A collector without a state.
     pub(crate) async fn start(endpoints: &[Endpoint], sink: Box<dyn Sink>) -> anyhow::Result<Self> {
-        let directory = tempfile::tempdir_in("/var/tmp")?;
+        Self::restart(endpoints, sink, tempfile::tempdir_in("/var/tmp")?).await
+    }
+
+    /// A collector with the state that another left.
+    pub(crate) async fn restart(
+        endpoints: &[Endpoint],
+        sink: Box<dyn Sink>,
+        directory: tempfile::TempDir,
+    ) -> anyhow::Result<Self> {
         let processes = Arc::new(ProcessTable::open(std::path::Path::new("/proc"))?);
         let host_id: Arc<str> = "bench".into();
         let owner = Owner {
@@ -52,7 +61,7 @@ impl Daemon {
             host_id: Arc::clone(&host_id),
             host_name: "bench".into(),
             boot_id: "boot".into(),
-            epoch: owner.new_epoch.as_str().into(),
+            epoch: opened.outbox.meta().epoch.as_str().into(),
         };
         let refresh = Refresh {
             records_ms: 300_000,
@@ -106,7 +115,7 @@ impl Daemon {
             watches: JoinSet::new(),
             publisher: tokio::spawn(publisher.run(sink)),
             stop,
-            _directory: directory,
+            directory,
         };
         for endpoint in endpoints {
             let (watched, task) = watch_endpoint(endpoint.clone(), daemon.context.clone());
@@ -133,6 +142,22 @@ impl Daemon {
         Ok(())
     }
 
+    /// Waits until so many runtimes are listed whole, and everything is inspected that has to be.
+    pub(crate) async fn listed(&mut self, runtimes: usize) -> anyhow::Result<()> {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while self.listed_runtimes() < runtimes {
+            anyhow::ensure!(tokio::time::Instant::now() < deadline, "not listed in time");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.settled().await
+    }
+
+    fn listed_runtimes(&self) -> usize {
+        let listed =
+            |figures: &&Arc<EndpointFigures>| figures.last_resync_ms.load(Ordering::Relaxed) != 0;
+        self.figures.values().filter(listed).count()
+    }
+
     /// One full resync, from its start to its end.
     pub(crate) async fn resync(&mut self) -> anyhow::Result<()> {
         let before = self.snapshot.borrow().status.resync.package_seq;
@@ -156,7 +181,8 @@ impl Daemon {
             .sum()
     }
 
-    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+    /// Ends it, and gives its state.
+    pub(crate) async fn end(mut self) -> anyhow::Result<tempfile::TempDir> {
         self.stop.cancel();
         while self.watches.join_next().await.is_some() {}
         let _ = self.publisher.await;
@@ -164,7 +190,7 @@ impl Daemon {
         drop(self.context);
         let running = self.running;
         tokio::task::spawn_blocking(move || running.join()).await?;
-        Ok(())
+        Ok(self.directory)
     }
 }
 

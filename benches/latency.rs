@@ -197,7 +197,8 @@ async fn measure() -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(1)).await;
     print_times("create, start, stop, delete", &times);
     docker(&["rm", "-f", "bench-latency"])?;
-    daemon.end().await
+    daemon.end().await?;
+    Ok(())
 }
 
 fn print_times(name: &str, times: &Mutex<Vec<Times>>) {

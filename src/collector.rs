@@ -262,6 +262,10 @@ impl Collector {
                         self.requests.push((source, Request::Inspect { id, kind }));
                     }
                     Effect::ReadProcess { id, pid } => {
+                        let pinned = self.reconciler.pinned_ticks(&id, pid);
+                        if pinned.is_some() && pinned == self.parts.processes.start_ticks(pid) {
+                            continue;
+                        }
                         let reading = self.parts.processes.read(pid);
                         queue.push_back(Observation::Process { id, pid, reading });
                     }
@@ -273,7 +277,6 @@ impl Collector {
 
     fn reported(&mut self, reports: Vec<Report>) {
         for report in reports {
-            let stage = self.parts.outbox.stage_of(report.row);
             match report.outcome {
                 Outcome::Acked(_) => self.batch.acked.push(report.row),
                 Outcome::Rejected(reason) => {
@@ -281,24 +284,29 @@ impl Collector {
                     self.batch.rejected.push((report.row, reason));
                 }
             }
-            let Some(done) = stage else {
-                continue;
-            };
-            let (pns_inode, generation) = (done.pns_inode, done.generation);
-            if self.is_put_anew(pns_inode, generation) {
-                continue;
-            }
-            match done.stage {
-                Stage::None => {}
-                Stage::Mapping => self.observe(Observation::MappingAcked {
-                    pns_inode,
-                    generation,
-                }),
-                Stage::Tombstone => self.observe(Observation::TombstoneAcked {
-                    pns_inode,
-                    generation,
-                }),
-            }
+            self.settle(report.row);
+        }
+    }
+
+    /// Tells the reconciler of a mapping or a tombstone that is no longer owed.
+    fn settle(&mut self, row: u64) {
+        let Some(done) = self.parts.outbox.stage_of(row) else {
+            return;
+        };
+        let (pns_inode, generation) = (done.pns_inode, done.generation);
+        if self.is_put_anew(pns_inode, generation) {
+            return;
+        }
+        match done.stage {
+            Stage::None => {}
+            Stage::Mapping => self.observe(Observation::MappingAcked {
+                pns_inode,
+                generation,
+            }),
+            Stage::Tombstone => self.observe(Observation::TombstoneAcked {
+                pns_inode,
+                generation,
+            }),
         }
     }
 
@@ -328,9 +336,11 @@ impl Collector {
                 Owed::new(&message, outgoing)
             }));
         let has_messages = !batch.messages.is_empty();
-        let acked = batch.acked.clone();
+        // What the bus has it says once: that outlives a commit that fails.
+        let (acked, rejected) = (batch.acked.clone(), batch.rejected.clone());
         let result = if batch.is_empty() {
-            if self.parts.outbox.has_unsynced_acks() && now >= self.next_status_ms {
+            if self.parts.outbox.has_unsynced_acks() {
+                // Nothing came but the clock's tick: what a crash would send twice is a second's worth.
                 self.parts.outbox.sync(&self.reconciler, now)
             } else {
                 Ok(())
@@ -360,8 +370,9 @@ impl Collector {
                 self.publish_status(now);
             }
             Err(error) => {
-                self.recover(&telemetry::chain(&error));
                 self.batch.acked = acked;
+                self.batch.rejected = rejected;
+                self.recover(&telemetry::chain(&error));
             }
         }
     }
@@ -386,7 +397,6 @@ impl Collector {
             "the state cannot be written; what was seen since counts as not seen, and everything is listed again"
         );
         self.requests.clear();
-        self.released.clear();
         self.messages.clear();
         let wait = COMMIT_RETRY.0 * 2_u32.saturating_pow(self.failures_in_a_row);
         self.failures_in_a_row += 1;
@@ -407,17 +417,27 @@ impl Collector {
             .filter(|(_, _, up, _)| *up)
             .map(|(id, runtime, _, streaming)| (id.clone(), runtime.clone(), streaming))
             .collect();
+        // What waits in the queue brings fds of its own, which must stay.
+        let held = self.reconciler.namespaces().filter_map(|row| row.fd());
+        self.released.extend(held);
+        for fd in self.released.drain(..) {
+            self.parts.processes.fds().release(fd);
+        }
         self.reconciler = Reconciler::new(
             self.parts.identity.clone(),
             self.parts.settings.clone(),
             restored,
         );
-        self.parts.processes.fds().retain(&BTreeSet::new());
         let owed = self.parts.outbox.owed_mappings();
         self.observe(Observation::Began {
             last_alive_ms: now_ms(),
             owed,
         });
+        let rejected = self.batch.rejected.iter().map(|(row, _)| *row);
+        let reported: Vec<u64> = self.batch.acked.iter().copied().chain(rejected).collect();
+        for row in reported {
+            self.settle(row);
+        }
         for (source, runtime, streaming) in ups {
             self.observe(Observation::SourceUp {
                 source,

@@ -62,6 +62,8 @@ pub struct RunArgs {
 pub async fn run(args: &RunArgs) -> Result<(), Failure> {
     let config = Config::load(&args.overrides)
         .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
+    // First of all: a process that does not expect SIGUSR1 is ended by it.
+    let resync_now = on_signal(SignalKind::user_defined1())?;
     telemetry::start(&config.log_filter, config.log_format)
         .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
     raise_open_files();
@@ -75,7 +77,7 @@ pub async fn run(args: &RunArgs) -> Result<(), Failure> {
         let serving = http::serve(listener, daemon.view.clone(), http_stop.clone());
         tokio::spawn(serving)
     });
-    let result = daemon.serve(&config, args.once).await;
+    let result = daemon.serve(&config, args.once, resync_now).await;
     let stopped = daemon.stop().await;
     http_stop.cancel();
     if let Some(http) = http {
@@ -174,10 +176,14 @@ impl Daemon {
     }
 
     /// Watches, ticks and resyncs until a signal, the publisher's end, or `--once` is done.
-    async fn serve(&mut self, config: &Config, once: bool) -> Result<(), Failure> {
+    async fn serve(
+        &mut self,
+        config: &Config,
+        once: bool,
+        mut resync_now: Signal,
+    ) -> Result<(), Failure> {
         let mut terminate = on_signal(SignalKind::terminate())?;
         let mut interrupt = on_signal(SignalKind::interrupt())?;
-        let mut resync_now = on_signal(SignalKind::user_defined1())?;
         let mut discovery = tokio::time::interval(DISCOVERY_INTERVAL);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);

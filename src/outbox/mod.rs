@@ -13,6 +13,8 @@
 //! | `messages` | row, u64, ascending | a message that the bus does not have yet, postcard |
 //! | `quarantine` | row | a message that the bus refused for what it is, with the reason |
 //!
+//! Beside it `newest` marks how far the deltas have come (`mark.rs`).
+//!
 //! # Invariants
 //!
 //! 1. A commit holds the new state and every message that it owes, or nothing.
@@ -24,6 +26,7 @@
 mod coalesce;
 mod holdings;
 mod limits;
+mod mark;
 mod reader;
 mod recover;
 #[cfg(test)]
@@ -288,6 +291,12 @@ pub struct Outbox {
     handed: Arc<Mutex<u64>>,
     has_unsynced_acks: bool,
     quarantined: u64,
+    /// Rows that the bus has, and that the file had again after a commit failed: acknowledgements that were
+    /// never synced went with it. The next commit takes them away.
+    revived: BTreeSet<u64>,
+    /// The newest row that was ever known to be in the file.
+    newest_row: u64,
+    mark: mark::Mark,
 }
 
 /// An outbox that was opened, with the state that it held.
@@ -386,11 +395,16 @@ impl Outbox {
         self.meta.opened = reconciler.opened();
         self.meta.last_alive_ms = now_ms;
         let is_durable = !batch.is_only_acks();
+        let has_deltas = batch.messages.iter().any(|owed| owed.seq != 0);
         let plan = self.plan(&batch);
         let drop = self.plan_drop(&batch, &plan);
         self.meta.snapshot_owed |= drop.is_some();
         self.write(&batch, &plan, drop.as_ref(), reconciler, gap, is_durable)?;
         self.has_unsynced_acks = !is_durable;
+        self.revived.clear();
+        if has_deltas {
+            self.mark.note(&self.meta.epoch, self.meta.seq);
+        }
         self.apply(batch, plan);
         Ok(drop.map(|drop| self.apply_drop(drop, gap)))
     }
@@ -411,6 +425,7 @@ impl Outbox {
             true,
         )?;
         self.has_unsynced_acks = false;
+        self.revived.clear();
         Ok(())
     }
 
@@ -486,7 +501,7 @@ impl Outbox {
                     quarantine.pop_first().map_err(|e| failed(e.into()))?;
                 }
             }
-            for row in &plan.removed {
+            for row in plan.removed.iter().chain(&self.revived) {
                 messages.remove(row).map_err(|e| failed(e.into()))?;
             }
             for (index, owed) in batch.messages.iter().enumerate() {
@@ -586,6 +601,7 @@ impl Outbox {
             }
             None => self.totals.deltas += 1,
         }
+        self.newest_row = self.newest_row.max(owed.outgoing.row);
         self.known.insert(owed.outgoing.row, known);
     }
 

@@ -1,6 +1,6 @@
 //! Opening the state: as it was left, or set aside where it is damaged, or new.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 
 use redb::Builder;
 
@@ -71,7 +71,17 @@ impl Outbox {
                 wanted: owner.host_id.to_string(),
             });
         }
+        let marked = super::mark::read(directory);
+        if let Some((_, seq)) = marked.as_ref().filter(|(epoch, _)| *epoch == meta.epoch)
+            && *seq > meta.seq
+        {
+            let found = meta.seq;
+            let gone_back = format!("it has gone back from delta {seq} to {found}");
+            let source = redb::Error::Corrupted(gone_back);
+            return Err(database_error("read", directory, source));
+        }
         if is_new {
+            meta.previous_epoch = marked.map(|(epoch, _)| epoch);
             meta.epoch.clone_from(&owner.new_epoch);
             meta.host_id = owner.host_id.to_string();
             meta.format = FORMAT;
@@ -101,8 +111,11 @@ impl Outbox {
             handed: Arc::new(Mutex::new(0)),
             has_unsynced_acks: false,
             quarantined: 0,
+            revived: BTreeSet::new(),
+            newest_row: 0,
+            mark: super::mark::Mark::open(directory),
         };
-        let owed = outbox.know_stored(&database, owner)?;
+        let owed = outbox.know_stored(&database, 0)?;
         *outbox
             .database
             .write()
@@ -116,11 +129,11 @@ impl Outbox {
         })
     }
 
-    /// Reads the stored messages once, to know what is owed.
+    /// Reads the stored messages from a row on, to know what is owed.
     fn know_stored(
         &mut self,
         database: &Database,
-        owner: &Owner,
+        from_row: u64,
     ) -> Result<BTreeSet<(u64, u64)>, OutboxError> {
         let failed = |source: redb::Error| database_error("read", &self.directory, source);
         let transaction = database.begin_read().map_err(|e| failed(e.into()))?;
@@ -129,16 +142,17 @@ impl Outbox {
             Err(redb::TableError::TableDoesNotExist(_)) => return Ok(BTreeSet::new()),
             Err(error) => return Err(failed(error.into())),
         };
-        let ce_source = crate::wire::ce_source(&owner.host_id);
+        let host_id: Arc<str> = self.meta.host_id.as_str().into();
+        let ce_source = crate::wire::ce_source(&host_id);
         let mut stored_messages = Vec::new();
-        for entry in table.iter().map_err(|e| failed(e.into()))? {
+        for entry in table.range(from_row..).map_err(|e| failed(e.into()))? {
             let (row, value) = entry.map_err(|e| failed(e.into()))?;
             let stored: StoredMessage =
                 postcard::from_bytes(value.value()).map_err(|source| OutboxError::Encoding {
                     table: "messages",
                     source,
                 })?;
-            let mut owed = stored.into_owed(row.value(), &owner.host_id, &ce_source);
+            let mut owed = stored.into_owed(row.value(), &host_id, &ce_source);
             owed.outgoing.value = owed.outgoing.value.map(|value| Arc::from(&value[..0]));
             stored_messages.push((owed, value.value().len()));
         }
@@ -167,13 +181,12 @@ impl Outbox {
     /// When the database cannot be opened; the caller tries again later.
     pub fn recover(&mut self) -> Result<Restored, OutboxError> {
         let _ = std::fs::remove_file(self.directory.join(RESERVE_FILE));
-        let mut guard = self
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let shared = Arc::clone(&self.database);
+        let mut guard = shared.write().unwrap_or_else(PoisonError::into_inner);
         *guard = None;
         let database = open_database(&self.directory)?;
         let loaded = Loaded::read(&database, &self.directory)?;
+        self.agree_with(&database)?;
         *guard = Some(database);
         drop(guard);
         if !loaded.meta.epoch.is_empty() {
@@ -181,6 +194,7 @@ impl Outbox {
             self.meta.package_seq = loaded.meta.package_seq;
             self.meta.generation = loaded.meta.generation;
             self.meta.opened = loaded.meta.opened;
+            self.meta.snapshot_owed = loaded.meta.snapshot_owed;
         } else {
             self.meta.seq = 0;
             self.meta.package_seq = 0;
@@ -196,6 +210,31 @@ impl Outbox {
             generation: self.meta.generation,
             opened: self.meta.opened,
         })
+    }
+
+    /// Brings what is known in line with the file after a commit failed. An earlier commit without a sync may
+    /// have gone with it, and the failed one may be in the file all the same.
+    fn agree_with(&mut self, database: &Database) -> Result<(), OutboxError> {
+        let failed = |source: redb::Error| database_error("read", &self.directory, source);
+        let transaction = database.begin_read().map_err(|e| failed(e.into()))?;
+        let table = transaction
+            .open_table(MESSAGES)
+            .map_err(|e| failed(e.into()))?;
+        let mut stored = BTreeSet::new();
+        for entry in table.iter().map_err(|e| failed(e.into()))? {
+            let (row, _) = entry.map_err(|e| failed(e.into()))?;
+            stored.insert(row.value());
+        }
+        let newest_row = self.newest_row;
+        let is_revived = |row: &u64| *row <= newest_row && !self.known.contains_key(row);
+        self.revived = stored.iter().copied().filter(is_revived).collect();
+        self.has_unsynced_acks |= !self.revived.is_empty();
+        let taken: Vec<u64> = self.known.keys().copied().collect();
+        for row in taken.into_iter().filter(|row| !stored.contains(row)) {
+            self.forget_message(row);
+        }
+        self.know_stored(database, newest_row + 1)?;
+        Ok(())
     }
 
     /// Makes the reserved file again, where there is room.
@@ -346,12 +385,9 @@ fn make_reserve(directory: &Path) {
     if std::fs::metadata(&path).is_ok_and(|found| found.len() == RESERVE_BYTES) {
         return;
     }
-    let made = File::create(&path).and_then(|mut file| {
-        let block = vec![0_u8; 64 * 1024];
-        for _ in 0..RESERVE_BYTES / block.len() as u64 {
-            file.write_all(&block)?;
-        }
-        Ok(())
+    let made = File::create(&path).and_then(|file| {
+        let flags = rustix::fs::FallocateFlags::empty();
+        Ok(rustix::fs::fallocate(&file, flags, 0, RESERVE_BYTES)?)
     });
     if let Err(error) = made {
         let _ = std::fs::remove_file(&path);

@@ -434,3 +434,128 @@ fn the_state_is_committed_with_its_messages() {
     assert_eq!(opened.restored.seq, reconciler.seq());
     assert_eq!(opened.outbox.totals().deltas, 1);
 }
+
+#[test]
+fn an_acknowledgement_that_went_with_a_failed_commit_revives_nothing() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    let old = message(&mut outbox, Topic::Records, "a", "old");
+    let row = old.outgoing.row;
+    let mut buffer = Vec::new();
+    let bytes = encode("messages", &MessageToStore::from(&old), &mut buffer)
+        .expect("it can be encoded")
+        .to_vec();
+    let put = Batch {
+        messages: vec![old],
+        ..Batch::default()
+    };
+    commit(&mut outbox, put);
+    let acked = Batch {
+        acked: vec![row],
+        ..Batch::default()
+    };
+    commit(&mut outbox, acked);
+
+    // What a file is that was opened again after an error: the acknowledgement was never synced.
+    {
+        let guard = outbox.database.read().expect("nobody panicked");
+        let database = guard.as_ref().expect("the database is open");
+        let transaction = database.begin_write().expect("it can be written");
+        let mut table = transaction
+            .open_table(MESSAGES)
+            .expect("the table is there");
+        table
+            .insert(row, bytes.as_slice())
+            .expect("a row can be put");
+        drop(table);
+        transaction.commit().expect("it can be committed");
+    }
+    outbox.recover().expect("it can be opened again");
+    let tombstone = message(&mut outbox, Topic::Records, "a", "");
+    let put = Batch {
+        messages: vec![tombstone],
+        ..Batch::default()
+    };
+    commit(&mut outbox, put);
+    drop(outbox);
+
+    let reopened = open(folder.path(), u64::MAX).outbox;
+    let owed: Vec<_> = stored(&reopened)
+        .into_iter()
+        .map(|found| found.value)
+        .collect();
+    assert_eq!(
+        owed,
+        [None],
+        "the old record would stand after the tombstone"
+    );
+}
+
+#[test]
+fn a_commit_that_failed_and_is_in_the_file_all_the_same_is_owed() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    let old = message(&mut outbox, Topic::Records, "a", "old");
+    let old_row = old.outgoing.row;
+    let put = Batch {
+        messages: vec![old],
+        ..Batch::default()
+    };
+    commit(&mut outbox, put);
+
+    let new = message(&mut outbox, Topic::Records, "a", "new");
+    let new_row = new.outgoing.row;
+    let mut buffer = Vec::new();
+    let bytes = encode("messages", &MessageToStore::from(&new), &mut buffer)
+        .expect("it can be encoded")
+        .to_vec();
+    {
+        let guard = outbox.database.read().expect("nobody panicked");
+        let database = guard.as_ref().expect("the database is open");
+        let transaction = database.begin_write().expect("it can be written");
+        let mut table = transaction
+            .open_table(MESSAGES)
+            .expect("the table is there");
+        table.remove(old_row).expect("a row can be taken");
+        table
+            .insert(new_row, bytes.as_slice())
+            .expect("a row can be put");
+        drop(table);
+        transaction.commit().expect("it can be committed");
+    }
+    outbox.recover().expect("it can be opened again");
+    assert_eq!(outbox.totals().messages, 1);
+    commit(&mut outbox, Batch::default());
+    assert_eq!(texts(&outbox), ["new"]);
+    let acked = Batch {
+        acked: vec![new_row],
+        ..Batch::default()
+    };
+    commit(&mut outbox, acked);
+    assert_eq!(outbox.totals(), Totals::default());
+}
+
+#[test]
+fn a_state_that_has_gone_back_is_set_aside_and_its_epoch_is_remembered() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let state = folder.path().join(STATE_FILE);
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    commit(&mut outbox, Batch::default());
+    drop(outbox);
+    let earlier = std::fs::read(&state).expect("it can be read");
+    let outbox = open(folder.path(), u64::MAX).outbox;
+    outbox.mark.note("epoch-1", 7);
+    drop(outbox);
+    std::fs::write(&state, earlier).expect("it can be written");
+
+    let other = Owner {
+        new_epoch: "epoch-2".to_owned(),
+        ..owner("host")
+    };
+    let opened = Outbox::open(folder.path(), &other, Options::default()).expect("it opens");
+    let reason = opened.set_aside.expect("it is set aside");
+    assert!(reason.contains("gone back from delta 7 to 0"), "{reason}");
+    let meta = opened.outbox.meta();
+    assert_eq!(meta.epoch, "epoch-2");
+    assert_eq!(meta.previous_epoch.as_deref(), Some("epoch-1"));
+}

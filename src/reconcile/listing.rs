@@ -371,6 +371,7 @@ impl Reconciler {
     }
 
     pub(super) fn forget_source(&mut self, id: &SourceId) {
+        self.expected.remove(id);
         let owned: Vec<_> = self
             .containers
             .iter()

@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Container, EventKind, RuntimeEvent, State};
+use crate::model::{Container, ContainerKind, EventKind, RuntimeEvent, State};
 
 /// The newest run that was told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,24 +170,11 @@ fn one_run(line: &mut Line, said: &Said<'_>) {
     let facts = || events().filter_map(|event| event.facts.as_deref());
     let started = first(EventKind::Started);
     let died = first(EventKind::Died);
-    let start_of = |container: &Container| match (container.started_at_ns, container.state) {
-        (Some(started_at_ns), _) => Some(started_at_ns),
-        (None, State::Running | State::Paused) => Some(container.created_at_ns.max(1)),
-        (
-            None,
-            State::Created
-            | State::Restarting
-            | State::Removing
-            | State::Exited
-            | State::Dead
-            | State::Unknown,
-        ) => None,
-    };
     let inspected = said.inspect.and_then(start_of);
     let exact = inspected.or_else(|| facts().find_map(start_of));
     let never_ran = exact.is_none()
-        && (said.inspect.is_some_and(is_ended)
-            || died.is_some_and(|event| event.facts.is_some() && started.is_none()));
+        && started.is_none()
+        && (said.inspect.is_some_and(is_ended) || died.is_some_and(|event| event.facts.is_some()));
     if line.runs.is_empty() {
         let at_ns = exact
             .or(started.map(|event| event.at_ns))
@@ -231,6 +218,15 @@ fn one_run(line: &mut Line, said: &Said<'_>) {
         None => from_event,
     };
     line.is_contradicted = run.end.is_some() && is_live;
+}
+
+/// When the run of a CRI container began, as it says. A sandbox does not say (CRI v1): it runs as soon as it is
+/// created.
+fn start_of(container: &Container) -> Option<u64> {
+    let has_run = container.state.is_live()
+        || (container.kind == ContainerKind::Sandbox && is_ended(container));
+    let by_state = has_run.then_some(container.created_at_ns.max(1));
+    container.started_at_ns.or(by_state)
 }
 
 /// Docker: any number of runs, whose events come in order.

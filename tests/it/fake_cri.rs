@@ -195,6 +195,12 @@ impl FakeCri {
         self.events.send(Push::Event(Box::new(event))).unwrap_or(0)
     }
 
+    /// How many streams of events are open.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn subscribers(&self) -> usize {
+        self.events.receiver_count()
+    }
+
     /// Ends all streams of events.
     pub(crate) fn end_events(&self) {
         let _ = self.events.send(Push::End);

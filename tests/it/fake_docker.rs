@@ -150,6 +150,12 @@ impl FakeDocker {
         let _ = self.events.send(Push::End);
     }
 
+    /// How many streams of events are open.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn subscribers(&self) -> usize {
+        self.events.receiver_count()
+    }
+
     /// All requests so far, as `GET /v1.51/containers/json?all=true`.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.lock().requests.clone()

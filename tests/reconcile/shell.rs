@@ -200,10 +200,18 @@ impl Shell {
             last_alive_ms: self.stopped_ms,
             owed,
         })?;
-        for runtime in Runtime::ALL {
-            if self.links.get(&runtime).is_some_and(|link| link.is_up) {
-                self.connect(runtime)?;
-            }
+        let up: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.is_up)
+            .map(|(runtime, _)| *runtime)
+            .collect();
+        for runtime in &up {
+            let source = Self::source_id(*runtime);
+            self.observe(Observation::SourceExpected { source })?;
+        }
+        for runtime in up {
+            self.connect(runtime)?;
         }
         Ok(())
     }

@@ -404,7 +404,7 @@ impl World {
             Runtime::Overlay => container.is_kubernetes,
         };
         is_known.then(|| match runtime {
-            Runtime::Docker | Runtime::Cri => container.facts.clone(),
+            Runtime::Docker | Runtime::Cri => as_told(&container.facts),
             Runtime::Overlay => overlay_view(&container.facts),
         })
     }
@@ -500,9 +500,10 @@ impl World {
         let facts = (container.runtime == Runtime::Cri).then(|| {
             Box::new(Container {
                 pid: None,
-                ..container.facts.clone()
+                ..as_told(&container.facts)
             })
         });
+        let exit_code = exit_code.filter(|_| container.facts.kind == ContainerKind::Container);
         let event = RuntimeEvent {
             id: id.clone(),
             kind: container.facts.kind,
@@ -537,6 +538,17 @@ impl World {
             }
         }
     }
+}
+
+/// What a runtime tells of a container: a sandbox's status has no times of its run.
+fn as_told(facts: &Container) -> Container {
+    let mut told = facts.clone();
+    if told.kind == ContainerKind::Sandbox {
+        told.started_at_ns = None;
+        told.finished_at_ns = None;
+        told.exit_code = None;
+    }
+    told
 }
 
 /// What is true of each container that is there.

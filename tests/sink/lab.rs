@@ -100,6 +100,18 @@ impl Broker {
 }
 
 impl Fragile {
+    /// Where the lab keeps it.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn folder(&self) -> PathBuf {
+        folder()
+    }
+
+    /// What the lab calls it.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn name(&self) -> &'static str {
+        self.broker.name()
+    }
+
     /// Runs `lab stop`, `lab start` or `lab kill9`.
     pub(crate) async fn order(&self, verb: &'static str) -> anyhow::Result<()> {
         let broker = self.broker;
@@ -114,7 +126,7 @@ impl Fragile {
 impl Lab {
     fn start() -> anyhow::Result<Self> {
         let lab = Self {
-            folder: PathBuf::from(format!("/tmp/quay-sink-{}", std::process::id())),
+            folder: folder(),
             settings: BTreeMap::new(),
         };
         if let Ok(filter) = std::env::var("QUAYMASTER_TEST_LOG") {
@@ -166,6 +178,10 @@ impl Lab {
     }
 }
 
+fn folder() -> PathBuf {
+    PathBuf::from(format!("/tmp/quay-sink-{}", std::process::id()))
+}
+
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/lab")
 }
@@ -183,7 +199,7 @@ pub(crate) fn fresh_topics() -> TopicSettings {
 /// Writes a line past the test harness's capture.
 pub(crate) fn report(line: &str) {
     use std::io::Write as _;
-    let text = format!("tests/sink: {line}\n");
+    let text = format!("tests/{}: {line}\n", env!("CARGO_CRATE_NAME"));
     // Nobody to tell when stderr is gone.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
