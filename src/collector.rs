@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::heartbeat::Heartbeat;
 use crate::model::SourceId;
 use crate::model::message::Message;
 use crate::outbox::{self, Batch, Outbox, Owed, Stage, Totals};
@@ -178,9 +179,11 @@ impl Collector {
         collector
     }
 
-    /// Runs until all senders of `inputs` are gone. Blocks; it is to have a thread of its own.
-    pub fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+    /// Runs until all senders of `inputs` are gone, and beats each time round. Blocks; it is to have a thread of
+    /// its own.
+    pub fn run(mut self, mut inputs: mpsc::Receiver<Input>, heartbeat: &Heartbeat) {
         while let Some(input) = inputs.blocking_recv() {
+            heartbeat.beat();
             self.take(input);
             for _ in 1..GROUP_MAX {
                 match inputs.try_recv() {
@@ -567,6 +570,8 @@ impl Collector {
 pub struct Running {
     /// Inputs go in here; the collector ends when all senders are gone.
     pub inputs: mpsc::Sender<Input>,
+    /// Beats with each round of the collector, once a second at least when it is told the time.
+    pub heartbeat: Arc<Heartbeat>,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -577,11 +582,14 @@ impl Running {
     /// When the system has no thread left.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
         let (inputs, incoming) = mpsc::channel(OBSERVATIONS_MAX);
+        let heartbeat = Arc::new(Heartbeat::new());
+        let beats = Arc::clone(&heartbeat);
         let thread = std::thread::Builder::new()
             .name("collector".to_owned())
-            .spawn(move || Collector::new(parts).run(incoming))?;
+            .spawn(move || Collector::new(parts).run(incoming, &beats))?;
         Ok(Self {
             inputs,
+            heartbeat,
             thread: Mutex::new(Some(thread)),
         })
     }

@@ -3,12 +3,13 @@
 //! A raw form is read (serde; unknown keys are refused), and made into a [`Config`] whose every value is valid.
 
 pub mod keys;
+mod raw;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use raw::{Raw, RawTopics};
 
 use crate::runtime::Endpoint;
 use crate::sink::{BusUrl, ManageTopics, TopicSettings};
@@ -85,67 +86,6 @@ pub struct Overrides {
     /// How logs are written: text or json
     #[arg(long, value_name = "FORMAT", env = "QUAYMASTER_LOG_FORMAT")]
     pub log_format: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Raw {
-    bus: Option<String>,
-    state_dir: Option<PathBuf>,
-    endpoints: Vec<String>,
-    resync_interval: Option<String>,
-    host_id: Option<String>,
-    host_name: Option<String>,
-    procfs: Option<PathBuf>,
-    topics: RawTopics,
-    records: RawRecords,
-    pns: RawPns,
-    outbox: RawOutbox,
-    http: RawHttp,
-    log: RawLog,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawTopics {
-    prefix: Option<String>,
-    partitions: Option<i32>,
-    replication: Option<i32>,
-    manage: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawRecords {
-    refresh: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawPns {
-    linger: Option<String>,
-    refresh: Option<String>,
-    held_max: Option<usize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawOutbox {
-    max_bytes: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawHttp {
-    listen: Option<String>,
-    listen_anywhere: bool,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawLog {
-    filter: Option<String>,
-    format: Option<String>,
 }
 
 /// A configuration that is valid.

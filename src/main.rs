@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use quaymaster::cli::{self, config, exec, list, run, schema, topics};
+use quaymaster::cli::{self, config, doctor, exec, list, outbox, run, schema, topics};
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
 use quaymaster::procfs::ProcessTable;
@@ -40,6 +40,13 @@ enum Command {
     Config {
         #[command(subcommand)]
         command: config::ConfigCommand,
+    },
+    /// Look at all that the daemon needs, and say what to do about what is not well
+    Doctor(Box<doctor::DoctorArgs>),
+    /// Show what is owed to the bus, and show, export or drop what it refused
+    Outbox {
+        #[command(subcommand)]
+        command: outbox::OutboxCommand,
     },
     /// Print the schema of a kind of message, or of the topics
     Schema {
@@ -91,6 +98,8 @@ async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
             let matches = matches.subcommand_matches("config");
             ended(config::run(command, matches, &mut out), &mut err)
         }
+        Command::Doctor(args) => ended(doctor::run(args, &mut out).await, &mut err),
+        Command::Outbox { command } => ended(outbox::run(command, &mut out), &mut err),
         Command::Schema { schema } => ended(schema::run(*schema, &mut out), &mut err),
     }
 }

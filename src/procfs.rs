@@ -167,7 +167,7 @@ impl ProcessTable {
 }
 
 /// The kernel's constant (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
-const HOST_PNS_INODE: u64 = 4_026_531_836;
+pub const HOST_PNS_INODE: u64 = 4_026_531_836;
 
 fn read_at(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
     let fd = rustix::fs::openat(

@@ -3,9 +3,11 @@
 //! A subcommand writes to the writers it is given and returns its exit code; only `main.rs` touches the process.
 
 pub mod config;
+pub mod doctor;
 pub mod exec;
 mod gather;
 pub mod list;
+pub mod outbox;
 pub mod run;
 pub mod schema;
 pub mod topics;

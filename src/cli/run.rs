@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure};
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
 use crate::config::{Config, Overrides};
-use crate::host;
 use crate::model::{RuntimeType, SourceId};
+use crate::notify::Notifier;
 use crate::outbox::{self, Outbox, OutboxError};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{Identity, Observation, Settings};
@@ -29,6 +29,7 @@ use crate::sink::publisher::Publisher;
 use crate::sink::{Sink, SinkError, SinkHealth};
 use crate::telemetry;
 use crate::wire::{Host, Refresh, Renderer};
+use crate::{host, http};
 
 /// How often sockets are looked for.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
@@ -66,9 +67,23 @@ pub async fn run(args: &RunArgs) -> Result<(), Failure> {
     telemetry::start(&config.log_filter, config.log_format)
         .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
     raise_open_files();
+    let listener = match config.http_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
     let mut daemon = Daemon::start(&config)?;
+    let http_stop = CancellationToken::new();
+    let http = listener.map(|listener| {
+        let serving = http::serve(listener, daemon.view.clone(), http_stop.clone());
+        tokio::spawn(serving)
+    });
     let result = daemon.serve(&config, args.once, resync_now).await;
     let stopped = daemon.stop().await;
+    http_stop.cancel();
+    if let Some(http) = http {
+        // It ends at once; what went wrong in it ends here too.
+        let _ = http.await;
+    }
     result.and(stopped)
 }
 
@@ -85,6 +100,8 @@ struct Daemon {
     publisher_stop: CancellationToken,
     snapshot: watch::Receiver<Snapshot>,
     health: watch::Receiver<SinkHealth>,
+    view: http::View,
+    notifier: Notifier,
 }
 
 impl Daemon {
@@ -105,6 +122,7 @@ impl Daemon {
             .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
         let (parts, channels) = parts(config, &host_id, &processes)?;
         let reader = parts.outbox.reader();
+        let renderer = parts.renderer.clone();
         let ce_source = crate::wire::ce_source(&host_id);
         let forgotten = unconfigured(config, &parts.restored);
         let running = Running::start(parts)
@@ -135,6 +153,12 @@ impl Daemon {
                 .inputs
                 .try_send(Input::Observed(Observation::SourceForgotten { source }));
         }
+        let view = http::View {
+            snapshot: channels.snapshot.clone(),
+            health: health.clone(),
+            heartbeat: Arc::clone(&running.heartbeat),
+            renderer,
+        };
         Ok(Self {
             collector: Some(running),
             context,
@@ -146,6 +170,8 @@ impl Daemon {
             publisher_stop,
             snapshot: channels.snapshot,
             health,
+            view,
+            notifier: Notifier::of_environment(),
         })
     }
 
@@ -166,6 +192,7 @@ impl Daemon {
         tokio::pin!(resync);
         let once_done = once_done(once, self.snapshot.clone());
         tokio::pin!(once_done);
+        self.notifier.ready();
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
@@ -176,11 +203,23 @@ impl Daemon {
                     let next = tokio::time::Instant::now() + with_jitter(config.resync_interval);
                     resync.as_mut().reset(next);
                 }
-                _ = tick.tick() => self.tell(Observation::Tick).await,
+                _ = tick.tick() => {
+                    self.tell(Observation::Tick).await;
+                    self.tell_watchdog();
+                }
                 _ = discovery.tick() => self.discover(config, once).await?,
                 ended = &mut self.publisher => return publisher_ended(ended),
                 done = &mut once_done => return done,
             }
+        }
+    }
+
+    /// The watchdog hears of us for as long as the collector goes round.
+    fn tell_watchdog(&self) {
+        if let Some(patience) = self.notifier.watchdog()
+            && self.view.heartbeat.age() < patience / 2
+        {
+            self.notifier.alive();
         }
     }
 
@@ -259,6 +298,7 @@ impl Daemon {
 
     /// Ends everything in the order in which things flow.
     async fn stop(mut self) -> Result<(), Failure> {
+        self.notifier.stopping();
         self.context.stop.cancel();
         while self.watches.join_next().await.is_some() {}
         if let Some(collector) = &self.collector {
@@ -307,6 +347,27 @@ impl Daemon {
             }
         }
     }
+}
+
+/// Takes the HTTP listener's place before anything else is begun.
+async fn bind(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener, Failure> {
+    let listener = tokio::net::TcpListener::bind(address).await;
+    let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
+    let (address, listener) = bound.map_err(|error| {
+        let is_denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let code = if is_denied {
+            EXIT_NO_PERMISSION
+        } else {
+            EXIT_UNAVAILABLE
+        };
+        let remedy = "choose another with `--listen`";
+        Failure::new(
+            code,
+            format!("failed to listen on `{address}`: {error}: {remedy}"),
+        )
+    })?;
+    tracing::info!(%address, "listening");
+    Ok(listener)
 }
 
 /// What the collector and the publisher share.

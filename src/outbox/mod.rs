@@ -24,6 +24,7 @@
 //! 5. One process has the file; a second one is refused.
 
 mod coalesce;
+mod holdings;
 mod limits;
 mod mark;
 mod reader;
@@ -40,6 +41,7 @@ use redb::{Database, Durability, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 pub use coalesce::coalesce;
+pub use holdings::{Figures, Holdings, Quarantined};
 use reader::MessageToStore;
 pub use reader::{OutboxReader, StoredMessage};
 pub use recover::Owner;

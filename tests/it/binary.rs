@@ -203,3 +203,84 @@ fn config_check_ends_with_64_and_one_line() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_outbox_is_shown_and_what_is_missing_or_in_use_is_named() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let state = directory.path().to_string_lossy().into_owned();
+    let none = quaymaster(&["outbox", "show", "--state-dir", &state])?;
+    assert_eq!(none.status.code(), Some(69), "{}", said(&none));
+    assert!(said(&none).contains("no state"), "{}", said(&none));
+
+    let owner = quaymaster::outbox::Owner {
+        host_id: "h".into(),
+        boot_id: "b".into(),
+        new_epoch: "e1".to_owned(),
+    };
+    let options = quaymaster::outbox::Options::default();
+    let opened = quaymaster::outbox::Outbox::open(directory.path(), &owner, options)?;
+    let used = quaymaster(&["outbox", "show", "--state-dir", &state])?;
+    assert_eq!(used.status.code(), Some(69), "{}", said(&used));
+    assert!(said(&used).contains("stop it first"), "{}", said(&used));
+    drop(opened);
+
+    let shown = quaymaster(&["outbox", "show", "--state-dir", &state])?;
+    assert_eq!(shown.status.code(), Some(0), "{}", said(&shown));
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(text.contains("quarantine   pns"), "{text}");
+    let kept = quaymaster(&["outbox", "drop", "--state-dir", &state])?;
+    assert_eq!(kept.status.code(), Some(1), "{}", said(&kept));
+    assert!(said(&kept).contains("--yes"), "{}", said(&kept));
+    let dropped = quaymaster(&["outbox", "drop", "--yes", "--state-dir", &state])?;
+    assert_eq!(dropped.status.code(), Some(0), "{}", said(&dropped));
+    Ok(())
+}
+
+#[test]
+fn the_doctor_names_what_is_not_well_and_what_to_do() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let state = directory.path().join("state");
+    let state = state.to_string_lossy().into_owned();
+    let endpoint = format!("docker=unix://{}/none.sock", directory.path().display());
+    let arguments = [
+        "doctor",
+        "--format",
+        "json",
+        "--host-id",
+        "h",
+        "--state-dir",
+        &state,
+        "--endpoint",
+        &endpoint,
+        "--bus",
+        "nats://127.0.0.1:1",
+    ];
+    let output = quaymaster(&arguments)?;
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(
+        said(&output).contains("need attention"),
+        "{}",
+        said(&output)
+    );
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(report["well"], false);
+    let findings = report["findings"].as_array().context("findings")?;
+    let of = |check: &str| findings.iter().find(|finding| finding["check"] == check);
+    for (check, health) in [
+        ("host", "well"),
+        ("clock", "well"),
+        ("state", "well"),
+        ("runtime", "unwell"),
+        ("bus", "unwell"),
+    ] {
+        let finding = of(check).context(check)?;
+        assert_eq!(finding["health"], health, "{finding}");
+        let has_remedy = finding["remedy"]
+            .as_str()
+            .is_some_and(|text| !text.is_empty());
+        assert_eq!(has_remedy, health != "well", "{finding}");
+    }
+    // It only looked.
+    assert!(!std::path::Path::new(&state).exists());
+    Ok(())
+}

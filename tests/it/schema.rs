@@ -276,6 +276,11 @@ fn errors(schema: Schema, value: &Value) -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
+/// What the schema of the status has against a value.
+pub(crate) fn errors_of_status(value: &Value) -> anyhow::Result<Vec<String>> {
+    errors(Schema::Status, value)
+}
+
 #[test]
 fn every_message_is_as_its_schema_says() -> anyhow::Result<()> {
     for (what, schema, value) in messages()? {

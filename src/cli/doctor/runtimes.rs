@@ -1,0 +1,71 @@
+//! Which runtimes answer, with which version, and whether they tell their events.
+
+use futures::future::join_all;
+
+use super::Finding;
+use crate::cli::chain;
+use crate::config::Config;
+use crate::runtime::discover::{Host, discover};
+use crate::runtime::{Endpoint, RuntimeError, connect};
+
+pub(super) async fn look(config: &Config) -> Vec<Finding> {
+    let is_found = config.endpoints.is_empty();
+    let endpoints = if is_found {
+        discover(&Host::here())
+    } else {
+        config.endpoints.clone()
+    };
+    let looking: Vec<_> = endpoints
+        .into_iter()
+        .map(|endpoint| look_at(endpoint, is_found))
+        .collect();
+    let found: Vec<_> = join_all(looking).await.into_iter().flatten().collect();
+    if found.is_empty() {
+        let remedy = "start one, or name its socket with `--endpoint`";
+        let found = "no container runtime is there";
+        return vec![Finding::unwell("runtime", found, remedy)];
+    }
+    found
+}
+
+/// Looks at one; what was found by itself and is no runtime is no news.
+async fn look_at(endpoint: Endpoint, is_found: bool) -> Option<Finding> {
+    let client = match connect(&endpoint).await {
+        Ok(client) => client,
+        Err(RuntimeError::NotARuntime { .. }) if is_found => return None,
+        Err(error) => {
+            let remedy = match &error {
+                RuntimeError::NoPermission { .. } => "run as root, or as a member of its group",
+                RuntimeError::NotARuntime { .. } => {
+                    "it may speak the other protocol: docker=… or cri=…"
+                }
+                RuntimeError::NotThere { .. }
+                | RuntimeError::NotASocket { .. }
+                | RuntimeError::Connect { .. }
+                | RuntimeError::Timeout { .. }
+                | RuntimeError::Request { .. }
+                | RuntimeError::Malformed { .. }
+                | RuntimeError::Unsupported { .. }
+                | RuntimeError::NoSuchContainer { .. } => "see that the runtime runs and answers",
+            };
+            return Some(Finding::unwell("runtime", chain(&error), remedy));
+        }
+    };
+    let info = client.info();
+    let name = format!("{} {} at {}", info.name, info.version, endpoint.uri());
+    let finding = match client.subscribe().await {
+        Ok(_) => Finding::well("runtime", format!("{name}: tells its events")),
+        Err(RuntimeError::Unsupported { .. }) => Finding::limited(
+            "runtime",
+            format!("{name}: has no events for us and is listed every second"),
+            "what lives shorter may be missed; containerd 2 and CRI-O with pod events have them",
+        ),
+        Err(error) => Finding::unwell(
+            "runtime",
+            format!("{name}: {}", chain(&error)),
+            "see the runtime's own log",
+        ),
+    };
+    client.close().await;
+    Some(finding)
+}

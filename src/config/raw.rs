@@ -1,0 +1,66 @@
+//! The configuration file as it is written, before its values are checked. Each key has a line in `keys.rs` too.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Raw {
+    pub(super) bus: Option<String>,
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) endpoints: Vec<String>,
+    pub(super) resync_interval: Option<String>,
+    pub(super) host_id: Option<String>,
+    pub(super) host_name: Option<String>,
+    pub(super) procfs: Option<PathBuf>,
+    pub(super) topics: RawTopics,
+    pub(super) records: RawRecords,
+    pub(super) pns: RawPns,
+    pub(super) outbox: RawOutbox,
+    pub(super) http: RawHttp,
+    pub(super) log: RawLog,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawTopics {
+    pub(super) prefix: Option<String>,
+    pub(super) partitions: Option<i32>,
+    pub(super) replication: Option<i32>,
+    pub(super) manage: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawRecords {
+    pub(super) refresh: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawPns {
+    pub(super) linger: Option<String>,
+    pub(super) refresh: Option<String>,
+    pub(super) held_max: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawOutbox {
+    pub(super) max_bytes: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawHttp {
+    pub(super) listen: Option<String>,
+    pub(super) listen_anywhere: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawLog {
+    pub(super) filter: Option<String>,
+    pub(super) format: Option<String>,
+}
