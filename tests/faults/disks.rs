@@ -191,13 +191,13 @@ async fn a_full_outbox_tells_its_gap_and_a_snapshot_follows() -> anyhow::Result<
         course.count("outbox at its limit");
         order_while_living(&mut course, &broker, "stop", 5).await?;
         course.disturb();
-        course.world.burst(1_000);
+        course.world.burst(3_000);
         course.live(10).await?;
         if round == 1 {
             course.kill().await?;
             course.live(5).await?;
         }
-        course.world.burst(1_000);
+        course.world.burst(3_000);
         course.live(10).await?;
         course.disturb();
         order_while_living(&mut course, &broker, "start", 5).await?;
