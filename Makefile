@@ -4,6 +4,7 @@
 #   make demo      a private Docker, containerd and Kafka; what Quaymaster publishes of them, for a minute
 #   make test      all tests, with real runtimes and brokers
 #   make check     format, lints, documentation
+#   make faults    half an hour of faults, with figures (QUAYMASTER_FAULTS_MINUTES=60, QUAYMASTER_FAULTS_SEED=…)
 #   make bench     measurements, as ratios
 #   make install   what a build needs
 #   make install-lab   the runtimes and brokers that tests, demo and bench start in folders of their own
@@ -18,7 +19,7 @@ CARGO_VERSION_MIN := 1.90
 # What the daemon gets besides `run`, as in `make run ARGS='--bus kafka://localhost:9092'`.
 ARGS ?=
 
-.PHONY: help run demo test check bench install install-lab cargo build
+.PHONY: help run demo test faults check bench install install-lab cargo build
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -35,6 +36,9 @@ test: install install-lab
 	cargo test --locked --test it --test reconcile
 	# One lab after another: each has runtimes and brokers of its own, and there may be two cores for all.
 	cargo test --locked --test sink --test e2e --test faults -- --test-threads=1
+
+faults: install install-lab
+	CI=true cargo test --locked --test faults -- --ignored --nocapture --test-threads=1
 
 check: install
 	cargo fmt --all --check

@@ -259,6 +259,10 @@ impl Collector {
                         self.requests.push((source, Request::Inspect { id, kind }));
                     }
                     Effect::ReadProcess { id, pid } => {
+                        let pinned = self.reconciler.pinned_ticks(&id, pid);
+                        if pinned.is_some() && pinned == self.parts.processes.start_ticks(pid) {
+                            continue;
+                        }
                         let reading = self.parts.processes.read(pid);
                         queue.push_back(Observation::Process { id, pid, reading });
                     }

@@ -2,6 +2,9 @@
 //!
 //! A raw form is read (serde; unknown keys are refused), and made into a [`Config`] whose every value is valid.
 
+pub mod keys;
+
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -66,6 +69,16 @@ pub struct Overrides {
     /// Bytes of messages that wait for the bus, beyond which the oldest deltas go, such as 1GiB
     #[arg(long, value_name = "BYTES", env = "QUAYMASTER_OUTBOX_MAX_BYTES")]
     pub outbox_max_bytes: Option<String>,
+    /// ADDRESS:PORT of /metrics, /livez, /readyz and /status; nothing listens without it
+    #[arg(
+        long = "listen",
+        value_name = "ADDRESS",
+        env = "QUAYMASTER_HTTP_LISTEN"
+    )]
+    pub http_listen: Option<String>,
+    /// Let --listen be another address than loopback; there is no password
+    #[arg(long = "listen-anywhere", env = "QUAYMASTER_HTTP_LISTEN_ANYWHERE")]
+    pub http_listen_anywhere: bool,
     /// What is logged to stderr: error, warn, info, debug, or a tracing directive
     #[arg(long, value_name = "FILTER", env = "QUAYMASTER_LOG")]
     pub log: Option<String>,
@@ -88,6 +101,7 @@ struct Raw {
     records: RawRecords,
     pns: RawPns,
     outbox: RawOutbox,
+    http: RawHttp,
     log: RawLog,
 }
 
@@ -118,6 +132,13 @@ struct RawPns {
 #[serde(deny_unknown_fields, default)]
 struct RawOutbox {
     max_bytes: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawHttp {
+    listen: Option<String>,
+    listen_anywhere: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -156,6 +177,10 @@ pub struct Config {
     pub pns_held_max: usize,
     /// Bytes of messages that may wait.
     pub outbox_max_bytes: u64,
+    /// Where the HTTP listener is, where there is one.
+    pub http_listen: Option<SocketAddr>,
+    /// Whether it may be another address than loopback.
+    pub http_listen_anywhere: bool,
     /// What is logged.
     pub log_filter: String,
     /// How it is logged.
@@ -182,6 +207,16 @@ pub enum ConfigError {
         /// Where and what.
         message: String,
     },
+    /// The file has a key that is not known.
+    #[error("the configuration file `{}` is not valid: unknown key `{key}`{}", path.display(), meant(*nearest))]
+    UnknownKey {
+        /// Which.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What was meant.
+        nearest: Option<&'static str>,
+    },
     /// A value is wrong.
     #[error("`{key}` is not valid: {message}")]
     Value {
@@ -199,10 +234,30 @@ impl Config {
     /// For the first setting that is wrong.
     pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
         let raw = match &overrides.config {
-            Some(path) => read_file(path)?,
+            Some(path) => read_file(path)?.0,
             None => Raw::default(),
         };
         Self::check(overrides, raw)
+    }
+
+    /// The configuration, and the file as it is written, to tell what comes from there.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_file(overrides: &Overrides) -> Result<(Self, toml::Table), ConfigError> {
+        let (raw, file) = match &overrides.config {
+            Some(path) => read_file(path)?,
+            None => Default::default(),
+        };
+        Ok((Self::check(overrides, raw)?, file))
+    }
+
+    /// The configuration of an empty file, without flags and environment.
+    ///
+    /// # Errors
+    /// None that is known: defaults are valid.
+    pub fn defaults() -> Result<Self, ConfigError> {
+        Self::check(&Overrides::default(), Raw::default())
     }
 
     fn check(flags: &Overrides, raw: Raw) -> Result<Self, ConfigError> {
@@ -247,6 +302,11 @@ impl Config {
         if outbox_max_bytes < OUTBOX_BYTES_MIN {
             return Err(value("outbox.max_bytes", "it must be 1MiB at least"));
         }
+        let http_listen_anywhere = flags.http_listen_anywhere || raw.http.listen_anywhere;
+        let http_listen = flags.http_listen.clone().or(raw.http.listen);
+        let http_listen = http_listen
+            .map(|text| listen(&text, http_listen_anywhere))
+            .transpose()?;
         let log_format = flags.log_format.clone().or(raw.log.format);
         Ok(Self {
             bus,
@@ -270,6 +330,8 @@ impl Config {
             pns_refresh: duration("pns.refresh", raw.pns.refresh.as_deref().unwrap_or("1h"))?,
             pns_held_max: raw.pns.held_max.unwrap_or(4_096),
             outbox_max_bytes,
+            http_listen,
+            http_listen_anywhere,
             log_filter: flags
                 .log
                 .clone()
@@ -317,15 +379,63 @@ fn topics(flags: &Overrides, raw: RawTopics) -> Result<TopicSettings, ConfigErro
     Ok(settings)
 }
 
-fn read_file(path: &Path) -> Result<Raw, ConfigError> {
+fn listen(text: &str, anywhere: bool) -> Result<SocketAddr, ConfigError> {
+    let key = "http.listen";
+    let address: SocketAddr = text.parse().map_err(|_| {
+        let message = format!("`{text}` is no ADDRESS:PORT such as `127.0.0.1:9464`");
+        value(key, message)
+    })?;
+    if address.ip().is_loopback() || anywhere {
+        return Ok(address);
+    }
+    let message = format!(
+        "`{text}` is not on loopback: others on the network could read it; if that is wanted, set \
+         `http.listen_anywhere` (`--listen-anywhere`)"
+    );
+    Err(value(key, message))
+}
+
+fn read_file(path: &Path) -> Result<(Raw, toml::Table), ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,
     })?;
-    toml::from_str(&text).map_err(|error| ConfigError::Parse {
-        path: path.to_owned(),
-        message: error.to_string().trim().replace('\n', " "),
+    parse(&text).map_err(|wrong| match wrong {
+        WrongFile::Toml(message) => ConfigError::Parse {
+            path: path.to_owned(),
+            message,
+        },
+        WrongFile::Key(keys::Unknown { key, nearest }) => ConfigError::UnknownKey {
+            path: path.to_owned(),
+            key,
+            nearest,
+        },
     })
+}
+
+/// What is wrong with a file's text.
+#[derive(Debug)]
+enum WrongFile {
+    Toml(String),
+    Key(keys::Unknown),
+}
+
+fn parse(text: &str) -> Result<(Raw, toml::Table), WrongFile> {
+    let toml =
+        |error: toml::de::Error| WrongFile::Toml(error.to_string().trim().replace('\n', " "));
+    let table: toml::Table = text.parse().map_err(toml)?;
+    if let Some(unknown) = keys::unknown(&table) {
+        return Err(WrongFile::Key(unknown));
+    }
+    Ok((toml::from_str(text).map_err(toml)?, table))
+}
+
+/// The end of the line about an unknown key.
+fn meant(nearest: Option<&'static str>) -> String {
+    match nearest {
+        Some(nearest) => format!("; did you mean `{nearest}`?"),
+        None => "; `quaymaster config example` shows all keys".to_owned(),
+    }
 }
 
 fn value(key: &'static str, message: impl ToString) -> ConfigError {
@@ -415,7 +525,7 @@ mod tests {
     use super::*;
 
     fn load(text: &str) -> Result<Config, String> {
-        let raw = toml::from_str(text).map_err(|error| error.to_string())?;
+        let (raw, _) = parse(text).map_err(|wrong| format!("{wrong:?}"))?;
         Config::check(&Overrides::default(), raw).map_err(|error| error.to_string())
     }
 
@@ -441,7 +551,9 @@ mod tests {
             ("outbox.max_bytes = \"1KiB\"", "1MiB"),
             ("topics.manage = \"maybe\"", "topics.manage"),
             ("log.format = \"xml\"", "log.format"),
-            ("busses = \"stdout:\"", "unknown field `busses`"),
+            ("busses = \"stdout:\"", "\"busses\""),
+            ("http.listen = \"localhost\"", "http.listen"),
+            ("http.listen = \"0.0.0.0:9464\"", "http.listen_anywhere"),
             ("bus = 7", "invalid type"),
         ];
         for (text, expected) in cases {

@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use quaymaster::cli::{self, exec, list, run, topics};
+use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use quaymaster::cli::{self, config, exec, list, run, schema, topics};
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
 use quaymaster::procfs::ProcessTable;
@@ -36,10 +36,22 @@ enum Command {
         #[command(subcommand)]
         command: topics::TopicsCommand,
     },
+    /// Show, check or give an example of the configuration
+    Config {
+        #[command(subcommand)]
+        command: config::ConfigCommand,
+    },
+    /// Print the schema of a kind of message, or of the topics
+    Schema {
+        /// Which
+        #[arg(value_enum)]
+        schema: schema::Schema,
+    },
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let matches = Arguments::command().get_matches();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -54,13 +66,13 @@ fn main() -> ExitCode {
             return ExitCode::from(cli::EXIT_FAILURE);
         }
     };
-    let code = runtime.block_on(dispatch(&arguments.command));
+    let code = runtime.block_on(dispatch(&arguments.command, &matches));
     // A task that hangs in a system call must not keep the process.
     runtime.shutdown_background();
     ExitCode::from(code)
 }
 
-async fn dispatch(command: &Command) -> u8 {
+async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
     let mut out = std::io::stdout();
     let mut err = std::io::stderr();
     match command {
@@ -75,6 +87,11 @@ async fn dispatch(command: &Command) -> u8 {
             topics::configured(overrides, *command, &mut out).await,
             &mut err,
         ),
+        Command::Config { command } => {
+            let matches = matches.subcommand_matches("config");
+            ended(config::run(command, matches, &mut out), &mut err)
+        }
+        Command::Schema { schema } => ended(schema::run(*schema, &mut out), &mut err),
     }
 }
 

@@ -124,6 +124,12 @@ impl ProcessTable {
         link_inode(&link.to_string_lossy())
     }
 
+    /// The start of a living process in clock ticks since boot; `None` where it is gone or a zombie.
+    pub fn start_ticks(&self, pid: u32) -> Option<u64> {
+        let stat = std::fs::read(self.root.join(format!("{pid}/stat"))).ok()?;
+        stat_start_ticks(&String::from_utf8_lossy(&stat))
+    }
+
     fn try_read(&self, pid: u32) -> Result<Process, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(
@@ -275,6 +281,9 @@ mod tests {
         }
         .expect("this process lives");
         assert_eq!(Some(process.pns_inode), table.pns_inode(std::process::id()));
+        let ticks = table.start_ticks(std::process::id());
+        assert_eq!(Some(process.start_ticks), ticks);
+        assert_eq!(table.start_ticks(u32::MAX / 2), None);
         assert_eq!(table.fds().count(), 1);
         table.fds().release(process.fd.expect("an fd is held"));
         assert_eq!(table.fds().count(), 0);

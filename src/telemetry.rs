@@ -20,8 +20,7 @@ pub enum LogFormat {
 /// # Errors
 /// When the directive cannot be understood.
 pub fn start(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| format!("the log filter `{filter}` is not valid: {error}"))?;
+    let filter = parse_filter(filter)?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -32,6 +31,19 @@ pub fn start(filter: &str, format: LogFormat) -> Result<(), String> {
         LogFormat::Json => logs.json().try_init(),
     };
     Ok(())
+}
+
+/// Says what is wrong with a log filter.
+///
+/// # Errors
+/// When the directive cannot be understood.
+pub fn check_filter(filter: &str) -> Result<(), String> {
+    parse_filter(filter).map(drop)
+}
+
+fn parse_filter(filter: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(filter)
+        .map_err(|error| format!("the log filter `{filter}` is not valid: {error}"))
 }
 
 /// The text of an error and of all its causes: `a: b: c`.

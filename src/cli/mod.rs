@@ -2,10 +2,12 @@
 //!
 //! A subcommand writes to the writers it is given and returns its exit code; only `main.rs` touches the process.
 
+pub mod config;
 pub mod exec;
 mod gather;
 pub mod list;
 pub mod run;
+pub mod schema;
 pub mod topics;
 
 use std::error::Error;

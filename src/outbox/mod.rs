@@ -13,6 +13,8 @@
 //! | `messages` | row, u64, ascending | a message that the bus does not have yet, postcard |
 //! | `quarantine` | row | a message that the bus refused for what it is, with the reason |
 //!
+//! Beside it `newest` marks how far the deltas have come (`mark.rs`).
+//!
 //! # Invariants
 //!
 //! 1. A commit holds the new state and every message that it owes, or nothing.
@@ -23,6 +25,7 @@
 
 mod coalesce;
 mod limits;
+mod mark;
 mod reader;
 mod recover;
 #[cfg(test)]
@@ -291,6 +294,7 @@ pub struct Outbox {
     revived: BTreeSet<u64>,
     /// The newest row that was ever known to be in the file.
     newest_row: u64,
+    mark: mark::Mark,
 }
 
 /// An outbox that was opened, with the state that it held.
@@ -389,12 +393,16 @@ impl Outbox {
         self.meta.opened = reconciler.opened();
         self.meta.last_alive_ms = now_ms;
         let is_durable = !batch.is_only_acks();
+        let has_deltas = batch.messages.iter().any(|owed| owed.seq != 0);
         let plan = self.plan(&batch);
         let drop = self.plan_drop(&batch, &plan);
         self.meta.snapshot_owed |= drop.is_some();
         self.write(&batch, &plan, drop.as_ref(), reconciler, gap, is_durable)?;
         self.has_unsynced_acks = !is_durable;
         self.revived.clear();
+        if has_deltas {
+            self.mark.note(&self.meta.epoch, self.meta.seq);
+        }
         self.apply(batch, plan);
         Ok(drop.map(|drop| self.apply_drop(drop, gap)))
     }

@@ -71,7 +71,17 @@ impl Outbox {
                 wanted: owner.host_id.to_string(),
             });
         }
+        let marked = super::mark::read(directory);
+        if let Some((_, seq)) = marked.as_ref().filter(|(epoch, _)| *epoch == meta.epoch)
+            && *seq > meta.seq
+        {
+            let found = meta.seq;
+            let gone_back = format!("it has gone back from delta {seq} to {found}");
+            let source = redb::Error::Corrupted(gone_back);
+            return Err(database_error("read", directory, source));
+        }
         if is_new {
+            meta.previous_epoch = marked.map(|(epoch, _)| epoch);
             meta.epoch.clone_from(&owner.new_epoch);
             meta.host_id = owner.host_id.to_string();
             meta.format = FORMAT;
@@ -103,6 +113,7 @@ impl Outbox {
             quarantined: 0,
             revived: BTreeSet::new(),
             newest_row: 0,
+            mark: super::mark::Mark::open(directory),
         };
         let owed = outbox.know_stored(&database, 0)?;
         *outbox

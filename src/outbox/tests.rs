@@ -534,3 +534,28 @@ fn a_commit_that_failed_and_is_in_the_file_all_the_same_is_owed() {
     commit(&mut outbox, acked);
     assert_eq!(outbox.totals(), Totals::default());
 }
+
+#[test]
+fn a_state_that_has_gone_back_is_set_aside_and_its_epoch_is_remembered() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let state = folder.path().join(STATE_FILE);
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    commit(&mut outbox, Batch::default());
+    drop(outbox);
+    let earlier = std::fs::read(&state).expect("it can be read");
+    let outbox = open(folder.path(), u64::MAX).outbox;
+    outbox.mark.note("epoch-1", 7);
+    drop(outbox);
+    std::fs::write(&state, earlier).expect("it can be written");
+
+    let other = Owner {
+        new_epoch: "epoch-2".to_owned(),
+        ..owner("host")
+    };
+    let opened = Outbox::open(folder.path(), &other, Options::default()).expect("it opens");
+    let reason = opened.set_aside.expect("it is set aside");
+    assert!(reason.contains("gone back from delta 7 to 0"), "{reason}");
+    let meta = opened.outbox.meta();
+    assert_eq!(meta.epoch, "epoch-2");
+    assert_eq!(meta.previous_epoch.as_deref(), Some("epoch-1"));
+}

@@ -231,7 +231,7 @@ pub enum RowKey {
 pub enum Effect {
     /// Owed to the bus.
     Publish(Message),
-    /// The row changed; [`Reconciler::row`] gives it, or nothing where it is to be forgotten.
+    /// The row changed; [`Reconciler::row`](super::Reconciler::row) gives it, or nothing where it is to be forgotten.
     SaveRow(RowKey),
     /// List a runtime.
     List {

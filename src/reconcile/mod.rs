@@ -246,6 +246,15 @@ impl Reconciler {
             && self.waiting.is_empty()
     }
 
+    /// The start ticks of a container's open run with this pid, where its namespace is held: then a look at the
+    /// process needs to tell only whether it is still the same.
+    pub fn pinned_ticks(&self, id: &ContainerId, pid: u32) -> Option<u64> {
+        let run = self.containers.get(id)?.run.as_ref()?;
+        let row = self.namespaces.get(&run.pns_inode?)?;
+        (run.pid == Some(pid) && row.fd.is_some() && row.phase == Phase::Live)
+            .then_some(run.start_ticks)
+    }
+
     /// The content of a row; `None` where it is gone.
     pub fn row(&self, key: &RowKey) -> Option<Row<'_>> {
         match key {

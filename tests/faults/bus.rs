@@ -44,6 +44,7 @@ pub(crate) struct Found {
 }
 
 /// A place to read from.
+#[expect(clippy::large_enum_variant, reason = "there is one for each course")]
 pub(crate) enum Bus {
     /// A file that the collector's stdout goes to.
     Stdout { file: PathBuf, offset: u64 },
@@ -82,7 +83,7 @@ impl Bus {
 
     /// What the collector is told.
     pub(crate) fn arguments(&self) -> Vec<String> {
-        let words = match self {
+        match self {
             Self::Stdout { .. } => vec!["--bus=stdout:".to_owned()],
             Self::Kafka { server, prefix, .. } => vec![
                 format!("--bus=kafka://{server}"),
@@ -93,8 +94,7 @@ impl Bus {
                 format!("--bus=nats://{server}"),
                 format!("--topics-prefix={prefix}"),
             ],
-        };
-        words
+        }
     }
 
     /// All that came since the last time. Between topics there is no order.

@@ -19,6 +19,8 @@ use crate::world::{Side, World};
 const CONVERGE_MAX: Duration = Duration::from_secs(90);
 /// Longest wait for a collector to subscribe.
 const ATTACH_MAX: Duration = Duration::from_secs(60);
+/// Longest wait for stories after the state agrees: a deletion is held back while events of its run may come.
+const STORY_MAX: Duration = Duration::from_secs(10);
 /// How long mappings linger here.
 const LINGER: &str = "1s";
 
@@ -27,6 +29,8 @@ const LINGER: &str = "1s";
 pub(crate) struct Figures {
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) converged_ms: Vec<u64>,
+    /// Each may cost an epoch.
+    pub(crate) torn_states: usize,
     pub(crate) lost: u64,
     pub(crate) owed_steps: u64,
     pub(crate) wrong_owner: u64,
@@ -95,7 +99,7 @@ impl Course {
             "--host-id=faulty-host".to_owned(),
             "--host-name=faulty".to_owned(),
             format!("--pns-linger={LINGER}"),
-            "--log=info".to_owned(),
+            format!("--log={}", log_filter()),
         ]);
         arguments.extend(setup.arguments);
         let mut daemon = Daemon::new(folder.path(), arguments);
@@ -285,36 +289,56 @@ impl Course {
         let began = Instant::now();
         self.attached().await?;
         self.daemon.signal(Signal::USR1)?;
+        let mut agreed = None;
         loop {
             self.daemon.check()?;
             for found in self.bus.read().await? {
                 self.oracle.take(found);
             }
+            self.judge()?;
             let differences = self.oracle.differences(&self.world);
             if differences.is_empty() {
-                break;
+                agreed.get_or_insert_with(Instant::now);
+                let (_, lost) = self.oracle.check_stories(&self.world);
+                if lost.is_empty() || agreed.is_some_and(|at| at.elapsed() > STORY_MAX) {
+                    break;
+                }
             }
             if began.elapsed() > CONVERGE_MAX {
                 self.fail(&format!("no convergence: {differences:#?}"))?;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let converged_ms = u64::try_from(began.elapsed().as_millis())?;
+        let converged = agreed.map_or_else(|| began.elapsed(), |at| at - began);
+        let converged_ms = u64::try_from(converged.as_millis())?;
         self.figures.converged_ms.push(converged_ms);
         self.figures.wrong_owner += self.oracle.check_owners(&self.world.owned);
         let (owed, lost) = self.oracle.check_stories(&self.world);
         self.figures.owed_steps += owed;
-        self.figures.lost += lost;
+        self.figures.lost += lost.len() as u64;
+        self.oracle.complaints.extend(lost);
+        let torn = self.figures.torn_states;
+        if self.oracle.lost_epochs > torn {
+            let epochs = self.oracle.lost_epochs;
+            let complaint =
+                format!("{epochs} epochs were lost, and the state was torn {torn} times");
+            self.oracle.complaints.push(complaint);
+        }
         for line in self.daemon.log_lines("panicked") {
             self.oracle.complaints.push(line);
         }
-        if !self.oracle.complaints.is_empty() {
-            let complaints = self.oracle.complaints.iter().take(4);
-            let complaints: Vec<_> = complaints.cloned().collect();
-            self.fail(&format!("{complaints:#?}"))?;
-        }
+        self.judge()?;
         self.world.settled();
         Ok(())
+    }
+
+    /// An error where the oracle has a complaint; the first few of them.
+    fn judge(&mut self) -> anyhow::Result<()> {
+        if self.oracle.complaints.is_empty() {
+            return Ok(());
+        }
+        let first: Vec<_> = self.oracle.complaints.iter().take(4).cloned().collect();
+        self.fail(&format!("{first:#?}"))
     }
 
     /// Waits until what is on the bus satisfies a condition.
@@ -387,6 +411,11 @@ impl Course {
             kept.display()
         )
     }
+}
+
+/// `QUAYMASTER_FAULTS_LOG=debug` tells each event.
+fn log_filter() -> String {
+    std::env::var("QUAYMASTER_FAULTS_LOG").unwrap_or_else(|_| "info".to_owned())
 }
 
 fn seed() -> u64 {

@@ -58,6 +58,7 @@ fn damage(course: &mut Course, kind: u64) -> anyhow::Result<()> {
 pub(crate) async fn tear_state(course: &mut Course, kind: u64) -> anyhow::Result<()> {
     course.kill_only().await?;
     damage(course, kind)?;
+    course.figures.torn_states += 1;
     course.daemon.spawn()
 }
 

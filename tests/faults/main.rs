@@ -25,4 +25,5 @@ mod world;
 
 mod disks;
 mod kills;
+mod mixed;
 mod runtimes;

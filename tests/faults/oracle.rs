@@ -370,9 +370,9 @@ impl Oracle {
         all.filter(|value| !self.is_of_this_epoch(value)).count()
     }
 
-    /// Every step of those whose life was undisturbed; how many steps that were, and how many are lost.
-    pub(crate) fn check_stories(&mut self, world: &World) -> (u64, u64) {
-        let (mut checked, mut lost) = (0, 0);
+    /// Every step of those whose life was undisturbed: how many steps that were, and what is wrong.
+    pub(crate) fn check_stories(&self, world: &World) -> (u64, Vec<String>) {
+        let (mut checked, mut lost) = (0, Vec::new());
         let items: Vec<&Item> = world.items.values().chain(&world.gone).collect();
         for item in items {
             if !world.is_owed_whole(item) {
@@ -384,8 +384,7 @@ impl Oracle {
             }
             checked += item.story.len() as u64;
             if !is_same_story(&item.story, &told.steps) {
-                lost += 1;
-                self.complain(format!(
+                lost.push(format!(
                     "{} {} was to be told {:?}, and was told {:?}; {} ms since its last change",
                     item.name,
                     item.id,
@@ -395,14 +394,8 @@ impl Oracle {
                 ));
             }
         }
-        let strangers: Vec<String> = self
-            .told
-            .keys()
-            .filter(|id| !world.ids.contains(*id))
-            .cloned()
-            .collect();
-        for id in strangers {
-            self.complain(format!("a container that never was: {id}"));
+        for id in self.told.keys().filter(|id| !world.ids.contains(*id)) {
+            lost.push(format!("a container that never was: {id}"));
         }
         (checked, lost)
     }

@@ -138,3 +138,68 @@ fn a_list_without_a_runtime_ends_with_69() -> anyhow::Result<()> {
     assert!(said(&output).contains("none.sock"), "{}", said(&output));
     Ok(())
 }
+
+#[test]
+fn config_shows_where_each_value_comes_from() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("quaymaster.toml");
+    std::fs::write(
+        &file,
+        "resync_interval = \"7s\"\nbus = \"kafka://a:1\"\n[topics]\nprefix = \"q\"\n",
+    )?;
+    let output = Command::new(env!("CARGO_BIN_EXE_quaymaster"))
+        .args(["config", "show", "--bus", "nats://b:2", "--config"])
+        .arg(&file)
+        .env_clear()
+        .env("QUAYMASTER_PNS_LINGER", "3m")
+        .output()?;
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let text = String::from_utf8(output.stdout)?;
+    for (line, origin) in [
+        ("bus = \"nats://b:2\"", "# flag"),
+        ("pns.linger = \"3m\"", "# environment"),
+        ("resync_interval = \"7s\"", "# file"),
+        ("topics.prefix = \"q\"", "# file"),
+        ("topics.partitions = 12", "# default"),
+    ] {
+        let found = text.lines().find(|found| found.starts_with(line));
+        assert!(
+            found.is_some_and(|found| found.ends_with(origin)),
+            "{line}\n{text}"
+        );
+    }
+    // What is shown is a configuration again.
+    std::fs::write(&file, &text)?;
+    let path = file.to_string_lossy().into_owned();
+    let checked = quaymaster(&["config", "check", "--host-id", "h", "--config", &path])?;
+    assert_eq!(checked.status.code(), Some(0), "{}", said(&checked));
+    Ok(())
+}
+
+#[test]
+fn config_check_ends_with_64_and_one_line() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("quaymaster.toml");
+    let path = file.to_string_lossy().into_owned();
+    for (text, expected) in [
+        (
+            "resync_intervall = \"5m\"",
+            "did you mean `resync_interval`?",
+        ),
+        ("[http]\nlisten = \"0.0.0.0:1\"", "listen_anywhere"),
+        ("bus = 7", "invalid type"),
+        ("bus = ", "not valid"),
+        ("log.filter = \"a=b=c\"", "log filter"),
+    ] {
+        std::fs::write(&file, text)?;
+        let output = quaymaster(&["config", "check", "--host-id", "h", "--config", &path])?;
+        assert_eq!(output.status.code(), Some(64), "{text}: {}", said(&output));
+        assert!(
+            said(&output).contains(expected),
+            "{text}: {}",
+            said(&output)
+        );
+        assert_eq!(said(&output).lines().count(), 1, "{}", said(&output));
+    }
+    Ok(())
+}

@@ -9,6 +9,7 @@ mod connect;
 mod cri;
 mod discover;
 mod docker;
+mod schema;
 
 use std::time::Duration;
 

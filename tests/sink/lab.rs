@@ -199,7 +199,7 @@ pub(crate) fn fresh_topics() -> TopicSettings {
 /// Writes a line past the test harness's capture.
 pub(crate) fn report(line: &str) {
     use std::io::Write as _;
-    let text = format!("tests/sink: {line}\n");
+    let text = format!("tests/{}: {line}\n", env!("CARGO_CRATE_NAME"));
     // Nobody to tell when stderr is gone.
     let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -1,0 +1,44 @@
+//! `quaymaster schema`: prints the schemas of what is published, as they are in `schemas/`.
+
+use std::io::Write;
+
+use clap::ValueEnum;
+
+use super::{EXIT_FAILURE, Failure};
+
+/// Which schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Schema {
+    /// A change of a container, JSON Schema 2020-12
+    Delta,
+    /// The full state of a container, JSON Schema 2020-12
+    Record,
+    /// A PID namespace and its containers, JSON Schema 2020-12
+    Mapping,
+    /// The collector's own state, JSON Schema 2020-12
+    Status,
+    /// The topics, their keys and headers, AsyncAPI 3
+    Asyncapi,
+}
+
+impl Schema {
+    /// The text of the schema.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Delta => include_str!("../../schemas/delta.schema.json"),
+            Self::Record => include_str!("../../schemas/record.schema.json"),
+            Self::Mapping => include_str!("../../schemas/mapping.schema.json"),
+            Self::Status => include_str!("../../schemas/status.schema.json"),
+            Self::Asyncapi => include_str!("../../schemas/asyncapi.yaml"),
+        }
+    }
+}
+
+/// Prints a schema.
+///
+/// # Errors
+/// [`EXIT_FAILURE`] where the output cannot be written.
+pub fn run(schema: Schema, out: &mut dyn Write) -> Result<(), Failure> {
+    out.write_all(schema.text().as_bytes())
+        .map_err(|error| Failure::new(EXIT_FAILURE, format!("failed to write the schema: {error}")))
+}

@@ -1,0 +1,399 @@
+//! The table of all settings: their names, what they mean, and how to read them from a [`Config`].
+//!
+//! The file is checked against it, so a setting that is not here cannot be set; the example and `config show` are
+//! printed from it. Defaults are not repeated here: they are read from the configuration of an empty file.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use toml::{Table, Value};
+
+use super::Config;
+use crate::sink::ManageTopics;
+use crate::telemetry::LogFormat;
+
+/// A key that is further from every known one than this is not a mistyped one, in edits.
+const TYPING_ERRORS_MAX: usize = 4;
+
+/// One setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its name in the file, with its table: `topics.prefix`.
+    pub name: &'static str,
+    /// The name of its flag in [`super::Overrides`], where it has one.
+    pub flag: Option<&'static str>,
+    /// What it means.
+    pub about: &'static str,
+    /// What it may be, where it has no default.
+    sample: &'static str,
+    /// Its value; `None` where it is not set.
+    pub value: fn(&Config) -> Option<Value>,
+}
+
+/// All settings, in the order in which they stand in the example; those without a table first.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "bus",
+        flag: Some("bus"),
+        about: "Where messages go: stdout:, kafka://HOST:PORT[,HOST:PORT] or nats://HOST:PORT[,HOST:PORT].",
+        sample: "",
+        value: |config| text(&config.bus),
+    },
+    Key {
+        name: "state_dir",
+        flag: Some("state_dir"),
+        about: "Where the state and the outbox live; one collector each.",
+        sample: "",
+        value: |config| text(config.state_dir.display()),
+    },
+    Key {
+        name: "endpoints",
+        flag: Some("endpoints"),
+        about: "The runtimes' sockets, such as \"docker=unix:///run/docker.sock\" or \"cri=unix:///run/crio/crio.sock\"; none: those that are found.",
+        sample: "",
+        value: |config| {
+            let endpoints = config.endpoints.iter();
+            let named = endpoints.map(|one| Value::String(one.source_id().to_string()));
+            Some(Value::Array(named.collect()))
+        },
+    },
+    Key {
+        name: "resync_interval",
+        flag: Some("resync_interval"),
+        about: "Time between two full resyncs, from 1s to 24h.",
+        sample: "",
+        value: |config| time(config.resync_interval),
+    },
+    Key {
+        name: "host_id",
+        flag: Some("host_id"),
+        about: "The host's id in every key, instead of the text of /etc/machine-id.",
+        sample: "4c0ffee4c0ffee4c0ffee4c0ffee4c0f",
+        value: |config| config.host_id.as_ref().and_then(text),
+    },
+    Key {
+        name: "host_name",
+        flag: Some("host_name"),
+        about: "The host's name, instead of the kernel's.",
+        sample: "quay-1",
+        value: |config| config.host_name.as_ref().and_then(text),
+    },
+    Key {
+        name: "procfs",
+        flag: Some("procfs"),
+        about: "Where the host's /proc is mounted.",
+        sample: "",
+        value: |config| text(config.procfs.display()),
+    },
+    Key {
+        name: "topics.prefix",
+        flag: Some("topics_prefix"),
+        about: "The first word of all topics' names.",
+        sample: "",
+        value: |config| text(&config.topics.prefix),
+    },
+    Key {
+        name: "topics.partitions",
+        flag: Some("topics_partitions"),
+        about: "Kafka partitions of each topic that is created; more cannot be added later.",
+        sample: "",
+        value: |config| number(config.topics.partitions),
+    },
+    Key {
+        name: "topics.replication",
+        flag: None,
+        about: "Kafka's replication factor or NATS's replicas of what is created; -1: the broker's default.",
+        sample: "",
+        value: |config| number(config.topics.replication),
+    },
+    Key {
+        name: "topics.manage",
+        flag: Some("topics_manage"),
+        about: "Who makes topics, streams and buckets: create (what is missing, and check the others), verify (only check) or off.",
+        sample: "",
+        value: |config| {
+            text(match config.topics.manage {
+                ManageTopics::Create => "create",
+                ManageTopics::Verify => "verify",
+                ManageTopics::Off => "off",
+            })
+        },
+    },
+    Key {
+        name: "records.refresh",
+        flag: None,
+        about: "How often unchanged records are put again: resync (at each), or a time.",
+        sample: "",
+        value: |config| config.records_refresh.map_or_else(|| text("resync"), time),
+    },
+    Key {
+        name: "pns.linger",
+        flag: Some("pns_linger"),
+        about: "How long a mapping stays after its namespace has ended.",
+        sample: "",
+        value: |config| time(config.pns_linger),
+    },
+    Key {
+        name: "pns.refresh",
+        flag: None,
+        about: "How often unchanged mappings are put again.",
+        sample: "",
+        value: |config| time(config.pns_refresh),
+    },
+    Key {
+        name: "pns.held_max",
+        flag: None,
+        about: "Most mappings that linger at once; each holds a file open.",
+        sample: "",
+        value: |config| number(i64::try_from(config.pns_held_max).unwrap_or(i64::MAX)),
+    },
+    Key {
+        name: "outbox.max_bytes",
+        flag: Some("outbox_max_bytes"),
+        about: "Bytes of messages that wait for the bus, beyond which the oldest deltas go.",
+        sample: "",
+        value: |config| text(size(config.outbox_max_bytes)),
+    },
+    Key {
+        name: "http.listen",
+        flag: Some("http_listen"),
+        about: "ADDRESS:PORT of /metrics, /livez, /readyz and /status; nothing listens where it is not set.",
+        sample: "127.0.0.1:9464",
+        value: |config| config.http_listen.as_ref().and_then(text),
+    },
+    Key {
+        name: "http.listen_anywhere",
+        flag: Some("http_listen_anywhere"),
+        about: "Allow another address than loopback; there is no password.",
+        sample: "",
+        value: |config| Some(Value::Boolean(config.http_listen_anywhere)),
+    },
+    Key {
+        name: "log.filter",
+        flag: Some("log"),
+        about: "What is logged to stderr: error, warn, info, debug, or a tracing directive.",
+        sample: "",
+        value: |config| text(&config.log_filter),
+    },
+    Key {
+        name: "log.format",
+        flag: Some("log_format"),
+        about: "How logs are written: text or json.",
+        sample: "",
+        value: |config| {
+            text(match config.log_format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            })
+        },
+    },
+];
+
+/// A key that is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unknown {
+    pub(super) key: String,
+    pub(super) nearest: Option<&'static str>,
+}
+
+/// The first key of a file that is in no line of the table.
+pub(super) fn unknown(file: &Table) -> Option<Unknown> {
+    file.iter().find_map(|(name, value)| {
+        let is_table = KEYS.iter().any(|key| table_of(key.name) == Some(name));
+        match value {
+            Value::Table(inner) if is_table => inner
+                .keys()
+                .map(|key| format!("{name}.{key}"))
+                .find(|path| !is_known(path)),
+            Value::Table(inner) => inner.keys().next().map(|key| format!("{name}.{key}")),
+            Value::String(_)
+            | Value::Integer(_)
+            | Value::Float(_)
+            | Value::Boolean(_)
+            | Value::Datetime(_)
+            | Value::Array(_) => (!is_table && !is_known(name)).then(|| name.clone()),
+        }
+        .map(|key| Unknown {
+            nearest: nearest(&key),
+            key,
+        })
+    })
+}
+
+/// Whether a file sets a key.
+pub fn is_set_in(file: &Table, key: &Key) -> bool {
+    match key.name.split_once('.') {
+        None => file.contains_key(key.name),
+        Some((table, name)) => file
+            .get(table)
+            .and_then(Value::as_table)
+            .is_some_and(|table| table.contains_key(name)),
+    }
+}
+
+/// A TOML file with all keys and defaults, as comments.
+pub fn example(defaults: &Config) -> String {
+    let mut text = "# All settings of Quaymaster with their defaults. Flags win over the environment, and it over this file.\n"
+        .to_owned();
+    let mut table = None;
+    for key in KEYS {
+        let (of, name) = match key.name.split_once('.') {
+            Some((of, name)) => (Some(of), name),
+            None => (None, key.name),
+        };
+        text.push('\n');
+        if of != table {
+            let header = of.unwrap_or_default();
+            let _ = writeln!(text, "[{header}]");
+            table = of;
+        }
+        let _ = writeln!(text, "# {}", key.about);
+        let _ = match (key.value)(defaults) {
+            Some(value) => writeln!(text, "#{name} = {value}"),
+            None => writeln!(text, "# Not set by default.\n#{name} = \"{}\"", key.sample),
+        };
+    }
+    text
+}
+
+fn table_of(name: &str) -> Option<&str> {
+    name.split_once('.').map(|(table, _)| table)
+}
+
+fn is_known(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name == name)
+}
+
+/// The known key that a mistyped one was meant to be: also one that lacks its table, or is in a wrong one.
+fn nearest(unknown: &str) -> Option<&'static str> {
+    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+    let distance = |key: &Key| {
+        let whole = strsim::damerau_levenshtein(key.name, unknown);
+        let of_last = strsim::damerau_levenshtein(&last(key.name), &last(unknown)) + 1;
+        whole.min(of_last)
+    };
+    KEYS.iter()
+        .map(|key| (distance(key), key.name))
+        .min()
+        .filter(|(distance, _)| *distance <= TYPING_ERRORS_MAX.min(unknown.len() / 2))
+        .map(|(_, name)| name)
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the table's functions give an option"
+)]
+fn text(value: impl ToString) -> Option<Value> {
+    Some(Value::String(value.to_string()))
+}
+
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the table's functions give an option"
+)]
+fn number(value: impl Into<i64>) -> Option<Value> {
+    Some(Value::Integer(value.into()))
+}
+
+fn time(value: Duration) -> Option<Value> {
+    text(humantime::format_duration(value))
+}
+
+/// A size as the parser reads it, in the largest unit that fits.
+fn size(bytes: u64) -> String {
+    [("GiB", 30), ("MiB", 20), ("KiB", 10)]
+        .into_iter()
+        .find(|(_, bits)| bytes > 0 && bytes.trailing_zeros() >= *bits)
+        .map_or_else(
+            || bytes.to_string(),
+            |(unit, bits)| format!("{}{unit}", bytes >> bits),
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Args as _;
+
+    use super::*;
+    use crate::config::Overrides;
+
+    fn load(text: &str) -> Config {
+        let raw = super::super::parse(text).expect("the text is valid");
+        Config::check(&Overrides::default(), raw.0).expect("its values are valid")
+    }
+
+    #[test]
+    fn the_example_says_what_an_empty_file_gives() {
+        let defaults = load("");
+        let example = example(&defaults);
+        load(&example);
+        let uncommented: Vec<&str> = example
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => rest,
+                Some(_) | None => line,
+            })
+            .collect();
+        let config = load(&uncommented.join("\n"));
+        for key in KEYS {
+            let (by_example, by_default) = ((key.value)(&config), (key.value)(&defaults));
+            match by_default {
+                Some(value) => assert_eq!(by_example, Some(value), "{}", key.name),
+                None => assert_eq!(
+                    by_example,
+                    Some(Value::String(key.sample.to_owned())),
+                    "{}",
+                    key.name
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn each_flag_belongs_to_a_key() {
+        let command = Overrides::augment_args(clap::Command::new("test"));
+        let flags: Vec<_> = command
+            .get_arguments()
+            .map(|argument| argument.get_id().as_str())
+            .filter(|id| *id != "config")
+            .collect();
+        for flag in &flags {
+            assert!(KEYS.iter().any(|key| key.flag == Some(*flag)), "{flag}");
+        }
+        for key in KEYS {
+            assert!(
+                key.flag.is_none_or(|flag| flags.contains(&flag)),
+                "{}",
+                key.name
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_the_one_that_was_meant() {
+        for (file, key, meant) in [
+            (
+                "resync_intervall = \"5m\"",
+                "resync_intervall",
+                Some("resync_interval"),
+            ),
+            (
+                "[topics]\nprefx = \"a\"",
+                "topics.prefx",
+                Some("topics.prefix"),
+            ),
+            (
+                "[topic]\nprefix = \"a\"",
+                "topic.prefix",
+                Some("topics.prefix"),
+            ),
+            ("partitions = 3", "partitions", Some("topics.partitions")),
+            ("busses = \"stdout:\"", "busses", Some("bus")),
+            ("colour_of_the_ship = 1", "colour_of_the_ship", None),
+        ] {
+            let table: Table = file.parse().expect("valid TOML");
+            let found = unknown(&table).expect("it is unknown");
+            assert_eq!((found.key.as_str(), found.nearest), (key, meant));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! All faults in one history, by chance; short in `make test`, long in `make faults`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::brokers::broker_fault;
+use crate::bus::Bus;
+use crate::course::{Course, Figures, Setup, can_unshare};
+use crate::disks::tear_state;
+use crate::lab::{Broker, Fragile, fresh_topics, report};
+
+/// How long the long course lasts where nobody says.
+const MINUTES_DEFAULT: u64 = 30;
+/// How long one history of the long course lasts: the topics are read from their start.
+const HISTORY: Duration = Duration::from_secs(120);
+
+/// A few faults of any kind, the world going on all the while.
+async fn some_faults(course: &mut Course, broker: &Fragile, faults: u64) -> anyhow::Result<()> {
+    for _ in 0..faults {
+        course.live(6).await?;
+        let kind = course.rng.below(100);
+        let which = course.rng.next() >> 8;
+        match kind {
+            0..60 => {
+                let life_ms = course.rng.below(600);
+                tokio::time::sleep(Duration::from_millis(life_ms)).await;
+                course.kill().await?;
+            }
+            60..85 => course.runtime_fault(which).await?,
+            85..96 => broker_fault(course, broker, which).await?,
+            _ => tear_state(course, which).await?,
+        }
+    }
+    Ok(())
+}
+
+async fn start(kind: Broker, broker: &Fragile, name: &'static str) -> anyhow::Result<Course> {
+    let prefix = fresh_topics().prefix.replace('.', "_");
+    let server = broker.servers.first().context("the lab tells no server")?;
+    let bus = match kind {
+        Broker::Kafka => Bus::kafka(server, &prefix),
+        Broker::Nats => Bus::nats(server, &prefix),
+    };
+    Course::start(Setup::new(name, Some(bus))).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_of_all_kinds_at_once_leave_the_truth_on_kafka() -> anyhow::Result<()> {
+    let Some(broker) = Broker::Kafka.fragile().await? else {
+        return Ok(());
+    };
+    if !can_unshare()? {
+        return Ok(());
+    }
+    let mut course = start(Broker::Kafka, &broker, "mixed, Kafka").await?;
+    for _ in 0..3 {
+        some_faults(&mut course, &broker, 6).await?;
+        course.converge().await?;
+    }
+    course.finish()?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn faults_of_all_kinds_at_once_leave_the_truth_on_nats() -> anyhow::Result<()> {
+    let Some(broker) = Broker::Nats.fragile().await? else {
+        return Ok(());
+    };
+    if !can_unshare()? {
+        return Ok(());
+    }
+    let mut course = start(Broker::Nats, &broker, "mixed, NATS").await?;
+    for _ in 0..3 {
+        some_faults(&mut course, &broker, 6).await?;
+        course.converge().await?;
+    }
+    course.finish()?;
+    Ok(())
+}
+
+/// What `make faults` runs. Histories on Kafka and on NATS in turn, until the time is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "lasts QUAYMASTER_FAULTS_MINUTES; `make faults` runs it"]
+async fn the_long_course() -> anyhow::Result<()> {
+    let given = std::env::var("QUAYMASTER_FAULTS_MINUTES").ok();
+    let minutes = given.and_then(|text| text.parse().ok());
+    let lasts = Duration::from_secs(60 * minutes.unwrap_or(MINUTES_DEFAULT));
+    anyhow::ensure!(can_unshare()?, "the long course needs PID namespaces");
+    let began = Instant::now();
+    let mut total = Total::default();
+    let mut histories = 0_u64;
+    while began.elapsed() < lasts {
+        let (kind, name) = match histories % 2 {
+            0 => (Broker::Kafka, "long, Kafka"),
+            _ => (Broker::Nats, "long, NATS"),
+        };
+        let broker = kind
+            .fragile()
+            .await?
+            .context("the long course needs brokers")?;
+        let mut course = start(kind, &broker, name).await?;
+        let history = Instant::now();
+        while history.elapsed() < HISTORY && began.elapsed() < lasts {
+            some_faults(&mut course, &broker, 12).await?;
+            course.converge().await?;
+        }
+        total.deltas += course.oracle.deltas;
+        total.add(course.finish()?);
+        histories += 1;
+    }
+    total.print(histories, began.elapsed());
+    Ok(())
+}
+
+#[derive(Default)]
+struct Total {
+    figures: Figures,
+    deltas: u64,
+}
+
+impl Total {
+    fn add(&mut self, figures: Figures) {
+        for (fault, count) in figures.faults {
+            *self.figures.faults.entry(fault).or_default() += count;
+        }
+        self.figures.converged_ms.extend(figures.converged_ms);
+        self.figures.lost += figures.lost;
+        self.figures.owed_steps += figures.owed_steps;
+        self.figures.wrong_owner += figures.wrong_owner;
+    }
+
+    fn print(mut self, histories: u64, lasted: Duration) {
+        self.figures.converged_ms.sort_unstable();
+        let times = &self.figures.converged_ms;
+        let kills = self.figures.faults.remove("SIGKILL").unwrap_or(0);
+        let others: BTreeMap<_, _> = self.figures.faults;
+        report(&format!(
+            "the long course, {} min, {histories} histories\n  SIGKILLs survived      {kills}\n  other faults           \
+             {others:?}\n  deltas checked         {} (owed for sure: {})\n  lost                   {}\n  out of order           \
+             0\n  wrong owner            {}\n  time to converge after the last fault: p50 {} ms, max {} ms, {} times",
+            lasted.as_secs() / 60,
+            self.deltas,
+            self.figures.owed_steps,
+            self.figures.lost,
+            self.figures.wrong_owner,
+            times.get(times.len() / 2).copied().unwrap_or(0),
+            times.last().copied().unwrap_or(0),
+            times.len(),
+        ));
+    }
+}
