@@ -104,7 +104,7 @@ impl Fields {
         to.text(&container.pid_mode);
         to.show(container.privileged);
         to.text(&container.reason);
-        to.text(&labels_text(container));
+        to.labels(container);
         to.done()
     }
 
@@ -183,6 +183,39 @@ impl Writer {
         self.end();
     }
 
+    /// The labels as JSON, as many whole ones as there is room for.
+    fn labels(&mut self, container: &Container) {
+        let mut bytes = 2;
+        let fitting = container.labels.iter().take_while(|(key, value)| {
+            bytes += key.len() + value.len() + 6;
+            bytes <= LABELS_BYTES_MAX
+        });
+        self.text.push('{');
+        for (index, (key, value)) in fitting.enumerate() {
+            if index != 0 {
+                self.text.push(',');
+            }
+            self.json(key);
+            self.text.push(':');
+            self.json(value);
+        }
+        self.text.push('}');
+        self.end();
+    }
+
+    /// A text as JSON; most need no escape.
+    fn json(&mut self, text: &str) {
+        let is_plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+        if text.bytes().all(is_plain) {
+            self.text.push('"');
+            self.text.push_str(text);
+            self.text.push('"');
+        } else {
+            let escaped = serde_json::to_string(text);
+            self.text.push_str(&escaped.expect("a string has its JSON"));
+        }
+    }
+
     fn end(&mut self) {
         let end = u32::try_from(self.text.len()).expect("a container's text is below 4 GiB");
         self.ends[self.count] = end;
@@ -211,19 +244,4 @@ impl fmt::Display for PnsText {
 /// The text of a PID namespace's link: `pid:[4026532448]`.
 pub fn pns_text(inode: u64) -> String {
     PnsText(inode).to_string()
-}
-
-fn labels_text(container: &Container) -> String {
-    let mut bytes = 2;
-    let mut kept = container.labels.iter();
-    let kept = std::iter::from_fn(|| {
-        let (key, value) = kept.next()?;
-        bytes += key.len() + value.len() + 6;
-        (bytes <= LABELS_BYTES_MAX).then_some((key, value))
-    });
-    let kept: std::collections::BTreeMap<_, _> = kept.collect();
-    if kept.is_empty() {
-        return "{}".to_owned();
-    }
-    serde_json::to_string(&kept).unwrap_or_default()
 }

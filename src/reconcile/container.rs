@@ -10,14 +10,16 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::Process;
 use super::overlay::Overlay;
 use super::runs::{Known, Newest};
+use super::views::RunView;
+use super::{Process, ProcessReading};
 use crate::model::record::{Fields, ProcessFacts};
 use crate::model::{Container, ContainerKind, EventKind, RuntimeEvent, SourceId};
 
-/// How many events are remembered to know their doubles.
-const SEEN_MAX: usize = 16;
+/// How many events of a container are remembered to know their doubles: some restarts' worth, for a double comes
+/// within moments of its twin.
+const SEEN_MAX: usize = 64;
 
 /// One life of an init process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -35,9 +37,9 @@ pub(super) struct Run {
 /// A container as it was told last.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Told {
-    pub(super) container: Box<Container>,
+    pub(super) container: Arc<Container>,
     pub(super) process: ProcessFacts,
-    /// The same, rendered; `None` only until it is asked for after a restart.
+    /// As it was told, rendered; `None` only until its first delta is made.
     #[serde(skip)]
     fields: Option<Fields>,
 }
@@ -78,7 +80,7 @@ pub(super) struct Life {
     /// once it was seen in this one.
     pub(super) last_alive_ms: u64,
     /// The most that events said of it.
-    pub(super) event_facts: Option<Box<Container>>,
+    pub(super) event_facts: Option<Arc<Container>>,
     pub(super) pending: Vec<RuntimeEvent>,
     seen: VecDeque<(EventKind, u64)>,
     /// An inspect is under way; it covers so many of the pending events.
@@ -140,6 +142,16 @@ impl Tracked {
         self.open_pid().into_iter().chain(hinted)
     }
 
+    /// Whether a reading is of the process that is the hint.
+    pub(super) fn is_hinted(&self, reading: Option<&ProcessReading>) -> bool {
+        match (&self.hint, reading) {
+            (Some(hint), Some(ProcessReading::Alive(process))) => hint.is_process(process),
+            (Some(_), Some(ProcessReading::Dead | ProcessReading::Denied) | None) | (None, _) => {
+                false
+            }
+        }
+    }
+
     pub(super) fn is_awaited(&self) -> bool {
         self.life.inspecting.is_some()
     }
@@ -162,28 +174,63 @@ impl Tracked {
         }
     }
 
-    /// Keeps what is told now.
-    pub(super) fn keep_told(&mut self, container: Container, fields: Fields) {
+    /// The same, where anything was told.
+    pub(super) fn fields_told(&self) -> Option<&Fields> {
+        self.told.as_ref()?.fields.as_ref()
+    }
+
+    /// Renders again what a row does not keep.
+    pub(super) fn restore_fields(&mut self) {
+        if let Some(told) = &mut self.told {
+            told.fields = Some(Fields::of(&told.container, told.process));
+        }
+    }
+
+    /// Takes a view of the container, which is about to be told; renders it.
+    pub(super) fn show(&mut self, base: &mut Arc<Container>, mut view: RunView) -> Fields {
         let process = self.process_facts();
+        let container = Arc::make_mut(base);
+        let mut shown = view.clone();
+        view.swap(container);
+        let fields = Fields::of(container, process);
         match &mut self.told {
             Some(told) => {
-                *told.container = container;
+                shown.swap(Arc::make_mut(&mut told.container));
                 told.process = process;
-                told.fields = Some(fields);
             }
             None => {
                 self.told = Some(Told {
-                    container: Box::new(container),
+                    container: Arc::new(container.clone()),
                     process,
-                    fields: Some(fields),
+                    fields: None,
                 });
             }
+        }
+        view.swap(container);
+        fields
+    }
+
+    /// Keeps the facts that the deltas of a round told, with the run as they told it.
+    pub(super) fn keep_facts(&mut self, mut base: Arc<Container>) {
+        if let Some(told) = &mut self.told {
+            RunView::of(&told.container).swap(Arc::make_mut(&mut base));
+            told.container = base;
+        }
+    }
+
+    /// Keeps what was told now.
+    pub(super) fn keep_fields(&mut self, fields: Fields) {
+        let process = self.process_facts();
+        if let Some(told) = &mut self.told {
+            told.process = process;
+            told.fields = Some(fields);
         }
     }
 
     /// The best that is known of it without asking.
-    pub(super) fn best_known(&self) -> Option<&Container> {
-        self.container().or(self.life.event_facts.as_deref())
+    pub(super) fn best_known(&self) -> Option<Arc<Container>> {
+        let told = self.told.as_ref().map(|told| &told.container);
+        told.or(self.life.event_facts.as_ref()).cloned()
     }
 
     /// Whether anything was told or is to be told of it.
@@ -227,7 +274,7 @@ impl Tracked {
         };
         let known = self.life.event_facts.as_deref().map(rank);
         if known.is_none_or(|known| rank(facts) >= known) {
-            self.life.event_facts = Some(Box::new(facts.clone()));
+            self.life.event_facts = Some(Arc::new(facts.clone()));
         }
     }
 }

@@ -30,6 +30,7 @@ mod overlay;
 mod process;
 mod runs;
 mod story;
+mod views;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -107,7 +108,10 @@ enum Opening {
 
 impl Reconciler {
     /// A reconciler with the state that was left.
-    pub fn new(identity: Identity, settings: Settings, restored: Restored) -> Self {
+    pub fn new(identity: Identity, settings: Settings, mut restored: Restored) -> Self {
+        for tracked in restored.containers.values_mut() {
+            tracked.restore_fields();
+        }
         Self {
             identity,
             settings,
@@ -296,8 +300,11 @@ impl Reconciler {
             };
             tracked.hint.take_if(|hint| hint.boot_id != boot_id);
             let is_earlier = |run: &container::Run| run.boot_id != boot_id;
-            let base = tracked.container().cloned();
-            if let Some(base) = base
+            let base = tracked
+                .told
+                .as_ref()
+                .map(|told| Arc::clone(&told.container));
+            if let Some(mut base) = base
                 && tracked.run.as_ref().is_some_and(is_earlier)
             {
                 tracked.fingerprint = None;
@@ -310,7 +317,7 @@ impl Reconciler {
                     event_ns: None,
                 };
                 let round = Round::of_resync("reboot");
-                self.tell_stop(&mut tracked, &base, &end, false, &round);
+                self.tell_stop(&mut tracked, &mut base, &end, false, &round);
                 self.effects
                     .push(Effect::SaveRow(RowKey::Container(id.clone())));
                 self.containers.insert(id.clone(), tracked);

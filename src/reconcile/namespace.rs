@@ -94,12 +94,24 @@ impl Reconciler {
             .map(|row| row.is_of(process, &boot_id));
         match is_known {
             Some(true) => self.join_known(inode, member, process),
+            Some(false) if self.is_outlived(inode, process) => self.release_fd(process.fd),
             Some(false) => {
                 self.supersede(inode, process.started_at_ms);
                 self.found_namespace(member, process);
             }
             None => self.found_namespace(member, process),
         }
+    }
+
+    /// Whether the number belongs to a namespace whose pid 1 is younger than a process which was read in another
+    /// one of that number: that process is dead by now.
+    fn is_outlived(&self, inode: u64, process: &Process) -> bool {
+        self.namespaces.get(&inode).is_some_and(|row| {
+            let mut members = row.mapping.members.iter();
+            row.phase == Phase::Live
+                && row.mapping.boot_id == self.identity.boot_id
+                && members.any(|member| member.is_init && member.start_ticks > process.start_ticks)
+        })
     }
 
     fn join_known(&mut self, inode: u64, member: Member, process: &Process) {
@@ -118,9 +130,15 @@ impl Reconciler {
             return;
         }
         if row.phase != Phase::Live {
+            // It had not ended after all; who else is still in it is to be seen.
             row.phase = Phase::Live;
             row.mapping.valid_to_ms = None;
-            row.mapping.members.clear();
+            for known in row.mapping.members.drain(..) {
+                if known.container_id != member.container_id {
+                    let (id, pid) = (known.container_id, known.pid);
+                    self.effects.push(Effect::ReadProcess { id, pid });
+                }
+            }
         }
         row.mapping
             .members

@@ -3,6 +3,8 @@
 //! Existence, state, pid, times and exit code are Docker's alone. cri-dockerd lends name, pod, kind and restart
 //! count, never creates or deletes, and its last values outlive its outage.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::container::Tracked;
@@ -117,8 +119,9 @@ impl Reconciler {
             restart_count: container.restart_count,
         };
         let seq = self.seq;
-        if let Some(mut view) = tracked.container().cloned() {
-            overlay.lay_over(&mut view);
+        if let Some(told) = &tracked.told {
+            let mut view = Arc::clone(&told.container);
+            overlay.lay_over(Arc::make_mut(&mut view));
             let telling = Telling {
                 op: Op::Update,
                 at_ns: 0,

@@ -42,7 +42,7 @@ impl Reconciler {
             return;
         };
         tracked.life.last_alive_ms = 0;
-        match tracked.best_known().cloned() {
+        match tracked.best_known() {
             Some(known) => self.join_namespace(&known, process),
             None => self.release_fd(process.fd),
         }
@@ -113,12 +113,14 @@ impl Reconciler {
                 .sources
                 .get(&tracked.owner)
                 .is_some_and(super::Source::runs_once);
-        let was_told = tracked
-            .newest
-            .as_ref()
-            .is_some_and(|newest| newest.process == key);
-        let known = tracked.best_known().cloned();
-        let (Some(known), false) = (known, was_told || has_run) else {
+        let newest = tracked.newest.as_ref().and_then(|newest| newest.process);
+        let was_told = newest == key;
+        // Processes follow one another: one that is older than another that was seen has ended by now.
+        let hinted = tracked.hint.as_ref().and_then(Run::process_key);
+        let mut seen = newest.into_iter().chain(hinted);
+        let is_over = seen.any(|(_, start_ticks)| process.start_ticks < start_ticks);
+        let known = tracked.best_known();
+        let (Some(known), false) = (known, was_told || is_over || has_run) else {
             self.release_fd(process.fd);
             return;
         };
@@ -143,9 +145,9 @@ impl Reconciler {
         }
     }
 
-    /// No run is open: a hint is either of one that is about to start, or its process has ended.
+    /// A hint that no run took is either of one that is about to start, or its process has ended.
     pub(super) fn check_hint(&mut self, tracked: &Tracked, id: &ContainerId) {
-        let hint = tracked.hint.as_ref().filter(|_| tracked.run.is_none());
+        let hint = tracked.hint.as_ref();
         if let Some(pid) = hint.and_then(|hint| hint.pid) {
             let id = id.clone();
             self.effects.push(Effect::ReadProcess { id, pid });

@@ -268,7 +268,10 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
 fn merge_late(line: &mut Line, container: &Container) {
     let started_at_ns = container.started_at_ns.unwrap_or(0);
     let mut runs = line.runs.iter_mut();
-    let shown = runs.find(|run| !run.is_told && run.started_at_ns >= started_at_ns);
+    let shown = runs.find(|run| {
+        let is_its_start = run.start_event_ns.is_none() || run.started_at_ns >= started_at_ns;
+        !run.is_told && is_its_start
+    });
     if let Some(run) = shown {
         be_exact(run, container);
         run.is_inspected = true;

@@ -8,12 +8,11 @@ use std::sync::Arc;
 
 use super::container::{Run, Tracked};
 use super::runs::{End, Line, Newest, RunStory, Said, line_of};
+use super::views::{RunView, barely_known, keep_times_of_sandbox, stop_reason};
 use super::{Effect, Opening, ProcessReading, Reconciler, RowKey};
 use crate::model::message::{Delta, Message, Op, Origin};
 use crate::model::record::Fields;
-use crate::model::{
-    Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, State,
-};
+use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, State};
 
 /// How many inspects in a row must contradict the runs that were told before they are believed.
 const INSISTED: u32 = 3;
@@ -98,7 +97,6 @@ pub(super) struct Telling {
 
 impl Reconciler {
     pub(super) fn tell_round(&mut self, mut tracked: Tracked, id: &ContainerId, mut round: Round) {
-        let base = self.base_of(&tracked, id, &round);
         let source = self.sources.get(&tracked.owner);
         let runs_once = source.is_some_and(super::Source::runs_once);
         let is_new = !tracked.is_told();
@@ -110,10 +108,12 @@ impl Reconciler {
         round.tells_ahead |= is_snapshot;
         let is_insisted = tracked.life.attempts >= INSISTED;
         let line = line_of(&tracked.known_runs(runs_once), &round.said(is_insisted));
+        let mut base = self.base_of(&tracked, id, &mut round);
         let mut reading = round.reading.take();
+        let hint_is_ahead = line.is_ahead && tracked.is_hinted(reading.as_ref());
         let seq = self.seq;
         if is_snapshot {
-            self.tell_snapshot(&mut tracked, &base, &line, &mut reading);
+            self.tell_snapshot(&mut tracked, &mut base, &line, &mut reading);
         } else {
             if is_new {
                 let at_ns = base.created_at_ns;
@@ -121,19 +121,27 @@ impl Reconciler {
                     event_ns: round.event_ns(EventKind::Created),
                     ..round_telling(&round, Op::Create, at_ns)
                 };
-                self.tell(&mut tracked, before_first_run(base.clone()), telling);
+                let view = RunView::before_first_run(&base);
+                self.tell(&mut tracked, &mut base, view, telling);
             }
             for (index, story) in line.runs.iter().enumerate() {
-                let is_last = index + 1 == line.runs.len();
-                self.tell_run(&mut tracked, &base, story, is_last, &round, &mut reading);
+                // The process that was read is of the last run, or of one that is still to be told.
+                let is_last = index + 1 == line.runs.len() && !hint_is_ahead;
+                let rest = (is_last, &mut reading);
+                self.tell_run(&mut tracked, &mut base, story, &round, rest);
             }
         }
         if round.is_final {
-            self.tell_end(tracked, id, &base, &round, reading);
+            self.tell_end(tracked, id, base, &round, reading);
             return;
         }
         self.place_reading(&mut tracked, &base, &line, reading);
-        self.tell_rest(&mut tracked, id, base, &line, &round);
+        let has_told = self.seq != seq;
+        if self.agrees(&mut tracked, id, &base, &line) {
+            self.tell_rest(&mut tracked, id, base, &round);
+        } else if has_told {
+            tracked.keep_facts(base);
+        }
         let is_record_due = std::mem::take(&mut tracked.life.is_record_due) || self.seq != seq;
         self.containers.insert(id.clone(), tracked);
         self.effects
@@ -147,65 +155,30 @@ impl Reconciler {
     }
 
     /// The best that is known of the container as a whole, with cri-dockerd's names.
-    fn base_of(&self, tracked: &Tracked, id: &ContainerId, round: &Round) -> Container {
-        let known = round.inspect.as_deref().or(tracked.best_known()).cloned();
+    fn base_of(&self, tracked: &Tracked, id: &ContainerId, round: &mut Round) -> Arc<Container> {
+        let known = match (round.inspect.take(), &tracked.told) {
+            (Some(inspect), _) => Some(Arc::from(inspect)),
+            (None, Some(told)) => return Arc::clone(&told.container),
+            (None, None) => tracked.life.event_facts.clone(),
+        };
         let mut container = known.unwrap_or_else(|| {
-            let first_ns = round
-                .events()
-                .map(|event| event.at_ns)
-                .find(|at_ns| *at_ns != 0);
-            self.barely_known(tracked, id, first_ns)
+            let mut times = round.events().map(|event| event.at_ns);
+            let first_ns = times.find(|at_ns| *at_ns != 0);
+            let created_at_ns = first_ns.unwrap_or(self.now_ms * 1_000_000);
+            let source = self.sources.get(&tracked.owner);
+            let runtime = source.map(|source| &*source.runtime);
+            Arc::new(barely_known(id, tracked.kind, runtime, created_at_ns))
         });
         if let Some(overlay) = &tracked.overlay {
-            overlay.lay_over(&mut container);
+            overlay.lay_over(Arc::make_mut(&mut container));
         }
         container
-    }
-
-    /// A container of which nothing but events was seen.
-    fn barely_known(
-        &self,
-        tracked: &Tracked,
-        id: &ContainerId,
-        first_ns: Option<u64>,
-    ) -> Container {
-        let runtime = self
-            .sources
-            .get(&tracked.owner)
-            .map(|source| &source.runtime);
-        let text = |pick: fn(&crate::model::message::RuntimeSource) -> &Arc<str>| {
-            runtime.map_or_else(|| "".into(), |runtime| Arc::clone(pick(runtime)))
-        };
-        Container {
-            id: id.clone(),
-            name: String::new(),
-            kind: tracked.kind,
-            runtime: runtime.map_or(RuntimeType::Docker, |runtime| runtime.runtime),
-            runtime_name: text(|runtime| &runtime.name),
-            runtime_version: text(|runtime| &runtime.version),
-            state: State::Created,
-            image_id: String::new(),
-            image_name: String::new(),
-            image_digest: String::new(),
-            pid: None,
-            created_at_ns: first_ns.unwrap_or(self.now_ms * 1_000_000),
-            started_at_ns: None,
-            finished_at_ns: None,
-            exit_code: None,
-            oom_killed: None,
-            restart_count: None,
-            pod: None,
-            pid_mode: String::new(),
-            privileged: None,
-            reason: String::new(),
-            labels: std::collections::BTreeMap::new(),
-        }
     }
 
     fn tell_snapshot(
         &mut self,
         tracked: &mut Tracked,
-        base: &Container,
+        base: &mut Arc<Container>,
         line: &Line,
         reading: &mut Option<ProcessReading>,
     ) {
@@ -222,12 +195,16 @@ impl Reconciler {
         }
         let end = line.runs.last().and_then(|newest| newest.end.as_ref());
         let view = match (&tracked.run, end) {
-            (Some(run), _) if !base.state.is_live() => running(base.clone(), run.started_at_ns),
-            (None, Some(end)) if base.state.is_live() => exited(base.clone(), end),
-            (Some(_) | None, _) => base.clone(),
+            (Some(run), _) if !base.state.is_live() => {
+                RunView::running(base, run.started_at_ns, base.finished_at_ns)
+            }
+            (None, Some(end)) if base.state.is_live() => {
+                RunView::exited(base, base.started_at_ns, end)
+            }
+            (Some(_) | None, _) => RunView::of(base),
         };
-        let fields = Fields::of(&view, tracked.process_facts());
-        tracked.keep_told(view, fields);
+        let fields = tracked.show(base, view);
+        tracked.keep_fields(fields);
         self.publish_snapshot(tracked);
     }
 
@@ -246,11 +223,10 @@ impl Reconciler {
     fn tell_run(
         &mut self,
         tracked: &mut Tracked,
-        base: &Container,
+        base: &mut Arc<Container>,
         story: &RunStory,
-        is_last: bool,
         round: &Round,
-        reading: &mut Option<ProcessReading>,
+        (is_last, reading): (bool, &mut Option<ProcessReading>),
     ) {
         if story.is_told {
             if let Some(newest) = &mut tracked.newest {
@@ -263,41 +239,34 @@ impl Reconciler {
                 run.started_at_ns = story.started_at_ns;
             }
         } else {
-            let reading = if story.is_inspected && base.state.is_live() {
-                reading.take()
-            } else {
-                None
-            };
+            let is_live = story.is_inspected && base.state.is_live();
+            let reading = if is_live { reading.take() } else { None };
             self.open_run(tracked, base, story, is_last, reading);
             tracked.newest = Some(newest_of(story, tracked.run.as_ref()));
             // The end of the run before it.
-            let finished_at_ns = if story.is_inspected && base.state.is_live() {
+            let finished_at_ns = if is_live {
                 base.finished_at_ns
             } else {
                 tracked.container().and_then(|told| told.finished_at_ns)
             };
-            let view = Container {
-                finished_at_ns,
-                ..running(base.clone(), story.started_at_ns)
-            };
+            let view = RunView::running(base, story.started_at_ns, finished_at_ns);
             let telling = Telling {
                 event_ns: story.start_event_ns,
                 ..round_telling(round, Op::Start, story.started_at_ns)
             };
-            self.tell(tracked, view, telling);
+            self.tell(tracked, base, view, telling);
         }
         if let Some(end) = &story.end
             && tracked.run.is_some()
         {
-            let is_inspected = story.is_inspected && round.inspect.is_some();
-            self.tell_stop(tracked, base, end, is_inspected, round);
+            self.tell_stop(tracked, base, end, story.is_inspected, round);
         }
     }
 
     pub(super) fn tell_stop(
         &mut self,
         tracked: &mut Tracked,
-        base: &Container,
+        base: &mut Arc<Container>,
         end: &End,
         is_inspected: bool,
         round: &Round,
@@ -305,30 +274,20 @@ impl Reconciler {
         let Some(run) = tracked.run.take() else {
             return;
         };
-        let ended_ms = match end.at_ns {
-            0 => self.now_ms,
-            at_ns => at_ns / 1_000_000,
-        };
-        let finished_at_ns = Some(end.at_ns)
-            .filter(|at_ns| *at_ns != 0)
-            .or(base.finished_at_ns.filter(|_| is_inspected));
         let view = if is_inspected && !base.state.is_live() {
-            Container {
-                exit_code: end.exit_code,
-                finished_at_ns,
-                ..base.clone()
-            }
+            RunView::inspected(base, end)
         } else {
-            Container {
-                started_at_ns: Some(run.started_at_ns),
-                ..exited(base.clone(), end)
-            }
+            RunView::exited(base, Some(run.started_at_ns), end)
         };
         let telling = Telling {
             event_ns: end.event_ns,
             ..round_telling(round, Op::Stop, end.at_ns)
         };
-        self.tell(tracked, view, telling);
+        self.tell(tracked, base, view, telling);
+        let ended_ms = match end.at_ns {
+            0 => self.now_ms,
+            at_ns => at_ns / 1_000_000,
+        };
         self.leave_namespace(&base.id, &run, ended_ms);
     }
 
@@ -336,36 +295,34 @@ impl Reconciler {
         &mut self,
         mut tracked: Tracked,
         id: &ContainerId,
-        base: &Container,
+        mut base: Arc<Container>,
         round: &Round,
         reading: Option<ProcessReading>,
     ) {
         let deleted_at_ns = tracked.life.deleted_at_ns.filter(|at_ns| *at_ns != 0);
         let now_ns = self.now_ms * 1_000_000;
         if tracked.run.is_some() {
-            let last_alive_ns = tracked.life.last_alive_ms * 1_000_000;
-            let seen_ns = if last_alive_ns == 0 {
-                now_ns
-            } else {
-                last_alive_ns
+            let seen_ns = match tracked.life.last_alive_ms {
+                0 => now_ns,
+                last_alive_ms => last_alive_ms * 1_000_000,
             };
             let end = End {
                 at_ns: deleted_at_ns.unwrap_or(seen_ns),
                 exit_code: None,
                 event_ns: None,
             };
-            self.tell_stop(&mut tracked, base, &end, false, round);
+            self.tell_stop(&mut tracked, &mut base, &end, false, round);
         }
         self.drop_hint(&mut tracked, id, self.now_ms);
         if let Some(reading) = &reading {
             self.release_reading(reading);
         }
-        if let Some(view) = tracked.container().cloned() {
+        if tracked.is_told() {
             let telling = Telling {
                 event_ns: deleted_at_ns,
                 ..round_telling(round, Op::Delete, deleted_at_ns.unwrap_or(now_ns))
             };
-            self.tell(&mut tracked, view, telling);
+            self.publish_told(&tracked, tracked.fields(), telling.reason, telling);
             self.effects
                 .push(Effect::Publish(Message::RecordTombstone { id: id.clone() }));
         }
@@ -374,15 +331,14 @@ impl Reconciler {
             .push(Effect::SaveRow(RowKey::Container(id.clone())));
     }
 
-    /// Tells what else differs, unless the inspect contradicts the runs that were told: then it is asked again.
-    fn tell_rest(
+    /// Whether the inspect agrees with the runs that were told. If it does not, it is asked for again.
+    fn agrees(
         &mut self,
         tracked: &mut Tracked,
         id: &ContainerId,
-        base: Container,
+        base: &Container,
         line: &Line,
-        round: &Round,
-    ) {
+    ) -> bool {
         let is_agreed = match base.state {
             State::Running | State::Paused => tracked.run.is_some(),
             State::Created | State::Restarting | State::Removing | State::Exited | State::Dead => {
@@ -390,10 +346,21 @@ impl Reconciler {
             }
             State::Unknown => true,
         };
-        if line.is_ahead || line.is_contradicted || !is_agreed {
+        let is_agreed = is_agreed && !line.is_ahead && !line.is_contradicted;
+        if !is_agreed {
             self.hold(tracked, id, line.is_ahead);
-            return;
         }
+        is_agreed
+    }
+
+    /// Tells what else differs.
+    fn tell_rest(
+        &mut self,
+        tracked: &mut Tracked,
+        id: &ContainerId,
+        mut base: Arc<Container>,
+        round: &Round,
+    ) {
         tracked.life.attempts = 0;
         self.check_hint(tracked, id);
         let last = round.events.last();
@@ -401,53 +368,65 @@ impl Reconciler {
             event_ns: last.map(|event| event.at_ns),
             ..round_telling(round, Op::Update, last.map_or(0, |event| event.at_ns))
         };
-        let view = with_times_of_runs(base, tracked.container());
-        self.tell_update(tracked, view, telling);
+        keep_times_of_sandbox(&mut base, tracked.container());
+        self.tell_update(tracked, base, telling);
     }
 
     /// Tells a container that is not as it was told last.
-    pub(super) fn tell_update(&mut self, tracked: &mut Tracked, view: Container, telling: Telling) {
+    pub(super) fn tell_update(
+        &mut self,
+        tracked: &mut Tracked,
+        view: Arc<Container>,
+        telling: Telling,
+    ) {
         let process = tracked.process_facts();
-        let Some(told) = &tracked.told else {
+        let Some(told) = &mut tracked.told else {
             return;
         };
-        if *told.container == view && told.process == process {
+        if told.container == view && told.process == process {
             return;
         }
         let fields = Fields::of(&view, process);
-        if tracked.fields() == fields {
-            tracked.keep_told(view, fields);
+        let before = std::mem::replace(&mut told.container, view);
+        if tracked.fields_told() == Some(&fields) {
+            tracked.keep_fields(fields);
             return;
         }
-        let is_renamed = told.container.name != view.name
-            || told.container.image_name != view.image_name
-            || told.container.kind != view.kind
-            || told.container.runtime != view.runtime
-            || told.container.pod != view.pod;
-        self.tell_fields(tracked, view, fields, telling);
+        self.publish_told(tracked, fields.clone(), telling.reason, telling);
+        tracked.keep_fields(fields);
+        let is_renamed = tracked.container().is_some_and(|told| {
+            told.name != before.name
+                || told.image_name != before.image_name
+                || told.kind != before.kind
+                || told.runtime != before.runtime
+                || told.pod != before.pod
+        });
         if is_renamed {
             self.rename_member(tracked);
         }
     }
 
-    /// Publishes one delta and keeps the view as what was told last.
-    fn tell(&mut self, tracked: &mut Tracked, view: Container, telling: Telling) {
-        let fields = Fields::of(&view, tracked.process_facts());
-        self.tell_fields(tracked, view, fields, telling);
-    }
-
-    fn tell_fields(
+    /// Publishes one delta, and keeps what it says as what was told last.
+    fn tell(
         &mut self,
         tracked: &mut Tracked,
-        view: Container,
-        fields: Fields,
+        base: &mut Arc<Container>,
+        view: RunView,
         telling: Telling,
     ) {
-        let changed = if tracked.is_told() {
-            fields.changes_since(&tracked.fields())
-        } else {
-            Vec::new()
+        let fields = tracked.show(base, view);
+        let reason = match (telling.reason, telling.op) {
+            ("", Op::Stop) => tracked.container().map_or("", stop_reason),
+            (reason, _) => reason,
         };
+        self.publish_told(tracked, fields.clone(), reason, telling);
+        tracked.keep_fields(fields);
+    }
+
+    /// Publishes one delta of a container, compared with what was told of it before.
+    fn publish_told(&mut self, tracked: &Tracked, fields: Fields, reason: &str, telling: Telling) {
+        let before = tracked.fields_told();
+        let changed = before.map_or_else(Vec::new, |before| fields.changes_since(before));
         let source = self.sources.get(&tracked.owner);
         let is_missed = telling.may_be_missed
             && telling.origin == Origin::Resync
@@ -457,10 +436,6 @@ impl Reconciler {
             self.counters.missed += 1;
         }
         let source = source.map(|source| Arc::clone(&source.runtime));
-        let reason = match (telling.reason, telling.op) {
-            ("", Op::Stop) => stop_reason(&view),
-            (reason, _) => reason,
-        };
         let delta = self.bare_delta(telling.op);
         self.publish_delta(Delta {
             ts_ms: match telling.at_ns {
@@ -473,12 +448,11 @@ impl Reconciler {
                 Origin::Event => telling.event_ns.unwrap_or(telling.at_ns),
                 Origin::Resync => 0,
             },
-            fields: Some(fields.clone()),
+            fields: Some(fields),
             changed,
             reason: reason.into(),
             ..delta
         });
-        tracked.keep_told(view, fields);
     }
 
     /// Begins a run: with the process that was read, else with the one that was seen before the start.
@@ -538,69 +512,5 @@ fn round_telling(round: &Round, op: Op, at_ns: u64) -> Telling {
         origin: round.origin,
         reason: round.reason,
         may_be_missed: round.reason.is_empty(),
-    }
-}
-
-/// The container as it was between its creation and its first run.
-fn before_first_run(container: Container) -> Container {
-    Container {
-        state: State::Created,
-        pid: None,
-        started_at_ns: None,
-        finished_at_ns: None,
-        exit_code: None,
-        oom_killed: container.oom_killed.map(|_| false),
-        reason: String::new(),
-        ..container
-    }
-}
-
-/// The container in a run of which the inspect does not speak.
-fn running(container: Container, started_at_ns: u64) -> Container {
-    Container {
-        state: State::Running,
-        started_at_ns: Some(started_at_ns),
-        exit_code: None,
-        oom_killed: container.oom_killed.map(|_| false),
-        reason: String::new(),
-        ..container
-    }
-}
-
-/// The container after the end of a run of which the inspect does not speak.
-fn exited(container: Container, end: &End) -> Container {
-    Container {
-        state: State::Exited,
-        finished_at_ns: Some(end.at_ns).filter(|at_ns| *at_ns != 0),
-        exit_code: end.exit_code,
-        oom_killed: container.oom_killed.map(|_| false),
-        reason: String::new(),
-        ..container
-    }
-}
-
-/// A sandbox's status does not say when it started and ended (CRI v1); what its events said stays.
-fn with_times_of_runs(mut view: Container, told: Option<&Container>) -> Container {
-    if view.kind == ContainerKind::Sandbox
-        && let Some(told) = told
-    {
-        view.started_at_ns = view.started_at_ns.or(told.started_at_ns);
-        if !view.state.is_live() {
-            view.finished_at_ns = view.finished_at_ns.or(told.finished_at_ns);
-        }
-    }
-    view
-}
-
-fn stop_reason(view: &Container) -> &str {
-    if view.oom_killed == Some(true) {
-        return "oom";
-    }
-    if !view.reason.is_empty() {
-        return &view.reason;
-    }
-    match view.exit_code {
-        Some(129..=165) => "signal",
-        Some(_) | None => "",
     }
 }

@@ -164,6 +164,7 @@ impl Shell {
     pub(crate) fn on(host: Host) -> Self {
         let mut shell = Self::new(host.seed, host.has_ns_ids);
         shell.holds_fds = host.holds_fds;
+        shell.check.numbers_pass = !host.holds_fds;
         shell.gives_hints = host.gives_hints;
         shell.settings.held_max = host.held_max;
         if let Some(link) = shell.links.get_mut(&Runtime::Cri) {
