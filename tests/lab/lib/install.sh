@@ -23,7 +23,7 @@ nats_binary() {
 packages_of() {
   case $1 in
   # g++: librdkafka's configure refuses to go on without a C++ compiler, though nothing of C++ is built.
-  build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev ca-certificates ;;
+  build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev libssl-dev ca-certificates ;;
   consumers) echo kcat ;;
   # What makes and tries the Debian package: a root file system of its own, and systemd's own check of the unit.
   package) echo debootstrap dpkg-dev binutils systemd util-linux adduser ;;
