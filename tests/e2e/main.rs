@@ -6,8 +6,10 @@
 mod brokers;
 mod collector;
 mod consume;
+mod contract;
 mod fold;
 mod host;
+mod image;
 mod lab;
 mod labs;
 mod older;
