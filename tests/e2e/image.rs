@@ -95,6 +95,8 @@ impl<'a> Compose<'a> {
         let mut command = Command::new(lab.value("LAB_DOCKER_CLI")?);
         command.env("DOCKER_CONFIG", lab.dir().join("run"));
         command.env("DOCKER_HOST", format!("unix://{socket}"));
+        // Through bake, a build that wants the host's network asks first.
+        command.env("COMPOSE_BAKE", "false");
         command.args(["compose", "--project-name", "qm", "--progress", "quiet"]);
         let top = Path::new(env!("CARGO_MANIFEST_DIR"));
         for file in [
