@@ -26,16 +26,18 @@ impl Lab {
             .keep();
         let lab = Self { dir };
         let output = lab.call("up", components)?;
-        if output.status.success() {
-            return Ok(Some(lab));
-        }
-        let why = String::from_utf8_lossy(&output.stderr).into_owned();
-        let is_unavailable = output.status.code() == Some(EXIT_UNAVAILABLE);
-        if is_unavailable && !std::env::var("CI").is_ok_and(|ci| ci == "true") {
-            skipped(&format!("{components:?}: {why}"));
-            return Ok(None);
-        }
-        bail!("`lab up` of {components:?} failed: {why}");
+        Ok(there(&format!("`lab up` of {components:?}"), &output)?.then_some(lab))
+    }
+
+    /// With what Java runs a stream processor of `deploy/`; `None` as for [`Self::up`].
+    pub(crate) fn classpath(part: &str) -> Result<Option<String>> {
+        let output = Command::new(script("lab"))
+            .args(["classpath", part])
+            .output()
+            .context("failed to run tests/lab/lab")?;
+        let is_there = there(&format!("`lab classpath {part}`"), &output)?;
+        let text = String::from_utf8(output.stdout)?;
+        Ok(is_there.then(|| text.trim_end().to_owned()))
     }
 
     /// Ends components as their service manager would.
@@ -111,6 +113,20 @@ pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/lab")
         .join(name)
+}
+
+/// Whether `lab` did what it was asked for; false where the machine lacks something, and may.
+fn there(what: &str, output: &Output) -> Result<bool> {
+    if output.status.success() {
+        return Ok(true);
+    }
+    let why = String::from_utf8_lossy(&output.stderr);
+    let is_unavailable = output.status.code() == Some(EXIT_UNAVAILABLE);
+    if is_unavailable && !std::env::var("CI").is_ok_and(|ci| ci == "true") {
+        skipped(&format!("{what}: {why}"));
+        return Ok(false);
+    }
+    bail!("{what} failed: {why}");
 }
 
 #[expect(clippy::print_stderr, reason = "a skipped test has to be seen")]
