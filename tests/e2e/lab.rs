@@ -26,7 +26,8 @@ impl Lab {
             .keep();
         let lab = Self { dir };
         let output = lab.call("up", components)?;
-        Ok(there(&format!("`lab up` of {components:?}"), &output)?.then_some(lab))
+        let is_there = is_there(&output, &format!("`lab up` of {components:?}"))?;
+        Ok(is_there.then_some(lab))
     }
 
     /// With what Java runs a stream processor of `deploy/`; `None` as for [`Self::up`].
@@ -35,7 +36,7 @@ impl Lab {
             .args(["classpath", part])
             .output()
             .context("failed to run tests/lab/lab")?;
-        let is_there = there(&format!("`lab classpath {part}`"), &output)?;
+        let is_there = is_there(&output, &format!("`lab classpath {part}`"))?;
         let text = String::from_utf8(output.stdout)?;
         Ok(is_there.then(|| text.trim_end().to_owned()))
     }
@@ -108,15 +109,22 @@ impl Drop for Lab {
     }
 }
 
-/// A program of `tests/lab`.
-pub(crate) fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/lab")
-        .join(name)
+/// Unpacks Debian's base system into an empty folder. `false` as [`Lab::up`] has `None`.
+pub(crate) fn rootfs(into: &Path) -> Result<bool> {
+    let mut command = Command::new(script("lab"));
+    let output = command
+        .arg("rootfs")
+        .arg(into)
+        .stdin(Stdio::null())
+        .output();
+    is_there(
+        &output.context("failed to run tests/lab/lab")?,
+        "`lab rootfs`",
+    )
 }
 
-/// Whether `lab` did what it was asked for; false where the machine lacks something, and may.
-fn there(what: &str, output: &Output) -> Result<bool> {
+/// Whether the lab had what it needed. What the machine lacks is told loudly, and is an error with `CI=true`.
+fn is_there(output: &Output, what: &str) -> Result<bool> {
     if output.status.success() {
         return Ok(true);
     }
@@ -127,6 +135,13 @@ fn there(what: &str, output: &Output) -> Result<bool> {
         return Ok(false);
     }
     bail!("{what} failed: {why}");
+}
+
+/// A program of `tests/lab`.
+pub(crate) fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/lab")
+        .join(name)
 }
 
 #[expect(clippy::print_stderr, reason = "a skipped test has to be seen")]
