@@ -11,6 +11,7 @@ mod host;
 mod lab;
 mod labs;
 mod older;
+mod package;
 mod storms;
 mod story;
 mod wait;
