@@ -7,6 +7,7 @@ pub mod config;
 pub mod heartbeat;
 pub mod host;
 pub mod http;
+pub mod local;
 pub mod model;
 pub mod notify;
 pub mod outbox;

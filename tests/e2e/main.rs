@@ -10,6 +10,7 @@ mod fold;
 mod host;
 mod lab;
 mod labs;
+mod local;
 mod older;
 mod package;
 mod story;
