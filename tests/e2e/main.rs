@@ -13,6 +13,7 @@ mod labs;
 mod local;
 mod older;
 mod package;
+mod storms;
 mod story;
 mod wait;
 mod world;
