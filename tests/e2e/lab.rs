@@ -30,6 +30,17 @@ impl Lab {
         Ok(is_there.then_some(lab))
     }
 
+    /// With what Java runs a stream processor of `deploy/`; `None` as for [`Self::up`].
+    pub(crate) fn classpath(part: &str) -> Result<Option<String>> {
+        let output = Command::new(script("lab"))
+            .args(["classpath", part])
+            .output()
+            .context("failed to run tests/lab/lab")?;
+        let is_there = is_there(&output, &format!("`lab classpath {part}`"))?;
+        let text = String::from_utf8(output.stdout)?;
+        Ok(is_there.then(|| text.trim_end().to_owned()))
+    }
+
     /// Ends components as their service manager would.
     pub(crate) fn stop(&self, components: &[&str]) -> Result<()> {
         self.succeed("stop", components)

@@ -6,6 +6,7 @@
 mod brokers;
 mod collector;
 mod consume;
+mod engines;
 mod fold;
 mod host;
 mod lab;

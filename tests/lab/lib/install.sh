@@ -5,15 +5,26 @@
 # - packages of the distribution, by apt, with their services kept from starting;
 # - newer binaries from Debian's later suites, unpacked into the cache and never installed. apt sees those suites only
 #   in calls that bring their own lists and sources (`suites`): the machine's apt never hears of them;
-# - Kafka's jars, by Maven.
+# - Kafka's jars, by Maven; and the stream processors of deploy/, which Maven builds and tests.
 
 readonly SUITES=(sid trixie)
-readonly PARTS=(build consumers package cri containerd2 containerd16 docker docker20 podman kafka nats nats29)
+readonly PARTS=(build consumers package cri containerd2 containerd16 docker docker20 podman kafka nats nats29 kafka-streams flink)
 KAFKA_VERSION_WANTED=$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$LAB_HOME/kafka/pom.xml")
 readonly KAFKA_VERSION_WANTED
 
 kafka_libs() { echo "$CACHE/kafka-$KAFKA_VERSION_WANTED"; }
 kafka_version() { echo "$KAFKA_VERSION_WANTED"; }
+
+# The jars of a stream processor, named by the versions that it wants, and what is built of it, named by its source: more
+# than one work tree may use the cache.
+example_source() { echo "$LAB_HOME/../../deploy/$1"; }
+example_libs() { echo "$CACHE/$1/libs-$(sha256sum "$(example_source "$1")/pom.xml" | head -c 12)"; }
+example_build() {
+  local source
+  source=$(example_source "$1")
+  echo "$CACHE/$1/build-$(find "$source" \( -path "$source/target" -prune \) -o \( -name '*.java' -o -name pom.xml \) -print0 |
+    sort -z | xargs -0 cat | sha256sum | head -c 12)"
+}
 
 nats_binary() {
   if [[ $1 == nats ]]; then echo "$CACHE/new/nats-server/usr/sbin/nats-server"; else echo /usr/sbin/nats-server; fi
@@ -40,6 +51,10 @@ packages_of() {
     ;;
   nats) ;;
   nats29) echo nats-server ;;
+  kafka-streams | flink)
+    if ! java_major_at_least 17 || ! command -v javac >/dev/null; then echo default-jdk-headless; fi
+    if ! command -v mvn >/dev/null; then echo maven; fi
+    ;;
   esac
 }
 
@@ -74,6 +89,7 @@ need_component() {
   kafka) tools=(java kcat) files=("$(kafka_libs)/done") ;;
   nats) files=("$(nats_binary nats)") ;;
   nats29) files=("$(nats_binary nats29)") ;;
+  kafka-streams | flink) tools=(java) files=("$(example_libs "$1")/done" "$(example_build "$1")/done") ;;
   esac
   for tool in "${tools[@]}"; do command -v "$tool" >/dev/null || missing+=("$tool"); done
   for file in "${files[@]}"; do [[ -e $file ]] || missing+=("$file"); done
@@ -114,6 +130,7 @@ cmd_install() {
     case $part in
     cri | containerd2 | containerd16) make_cri_schema ;;
     kafka) fetch_kafka ;;
+    kafka-streams | flink) build_example "$part" ;;
     package) build_rootfs ;;
     esac
     case $part in containerd2 | containerd16 | docker | docker20 | podman) build_images ;; esac
@@ -309,6 +326,22 @@ fetch_kafka() {
     die "$EX_UNAVAILABLE" "Maven could not bring Kafka $KAFKA_VERSION_WANTED"
   }
   : >"$libs/done"
+}
+
+build_example() {
+  local name=$1 libs build
+  libs=$(example_libs "$name")
+  build=$(example_build "$name")
+  [[ -f $libs/done && -f $build/done ]] && return 0
+  say "deploy/$name, by Maven"
+  rm -rf "$libs" "$build"
+  mvn -q -B -f "$(example_source "$name")/pom.xml" package dependency:copy-dependencies -DincludeScope=runtime \
+    "-Doutput=$build" "-DoutputDirectory=$libs" >"$CACHE/maven.log" 2>&1 || {
+    grep -E '^\[ERROR\]' "$CACHE/maven.log" | head -n 20 >&2
+    die "$EX_UNAVAILABLE" "Maven could not build deploy/$name: see \`$CACHE/maven.log\`"
+  }
+  : >"$libs/done"
+  : >"$build/done"
 }
 
 # An archive as `docker save` writes it, which docker, podman and ctr all load: busybox, and the same as a pause image.
