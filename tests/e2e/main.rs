@@ -13,6 +13,7 @@ mod host;
 mod image;
 mod lab;
 mod labs;
+mod local;
 mod older;
 mod package;
 mod storms;
