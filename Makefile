@@ -6,6 +6,7 @@
 #   make check     format, lints, documentation
 #   make faults    half an hour of faults, with figures (QUAYMASTER_FAULTS_MINUTES=60, QUAYMASTER_FAULTS_SEED=…)
 #   make bench     measurements, as ratios
+#   make package   a Debian package of the release build, in target/debian
 #   make install   what a build needs
 #   make install-lab   the runtimes and brokers that tests, demo and bench start in folders of their own
 
@@ -19,7 +20,7 @@ CARGO_VERSION_MIN := 1.90
 # What the daemon gets besides `run`, as in `make run ARGS='--bus kafka://localhost:9092'`.
 ARGS ?=
 
-.PHONY: help run demo test faults check bench install install-lab cargo build
+.PHONY: help run demo test faults check bench package install install-lab cargo build
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -48,6 +49,10 @@ check: install
 bench: build install-lab
 	@if [[ ! -x benches/run ]]; then echo 'make: there is no benches/run' >&2; exit 1; fi
 	benches/run
+
+package: build
+	@$(LAB) install package
+	deploy/debian/build --binary target/release/quaymaster --out target/debian
 
 build: install
 	cargo build --release --locked

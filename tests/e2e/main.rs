@@ -11,6 +11,7 @@ mod host;
 mod lab;
 mod labs;
 mod older;
+mod package;
 mod story;
 mod wait;
 mod world;

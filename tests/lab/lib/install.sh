@@ -8,7 +8,7 @@
 # - Kafka's jars, by Maven.
 
 readonly SUITES=(sid trixie)
-readonly PARTS=(build consumers cri containerd2 containerd16 docker docker20 podman kafka nats nats29)
+readonly PARTS=(build consumers package cri containerd2 containerd16 docker docker20 podman kafka nats nats29)
 KAFKA_VERSION_WANTED=$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$LAB_HOME/kafka/pom.xml")
 readonly KAFKA_VERSION_WANTED
 
@@ -23,8 +23,10 @@ nats_binary() {
 packages_of() {
   case $1 in
   # g++: librdkafka's configure refuses to go on without a C++ compiler, though nothing of C++ is built.
-  build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev ca-certificates ;;
+  build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev libssl-dev ca-certificates ;;
   consumers) echo kcat ;;
+  # What makes and tries the Debian package: a root file system of its own, and systemd's own check of the unit.
+  package) echo debootstrap dpkg-dev binutils systemd util-linux adduser ;;
   cri) echo python3 python3-grpcio python3-protobuf protobuf-compiler ;;
   containerd2) echo runc busybox-static ;;
   containerd16) echo containerd runc busybox-static ;;
@@ -112,6 +114,7 @@ cmd_install() {
     case $part in
     cri | containerd2 | containerd16) make_cri_schema ;;
     kafka) fetch_kafka ;;
+    package) build_rootfs ;;
     esac
     case $part in containerd2 | containerd16 | docker | docker20 | podman) build_images ;; esac
   done
@@ -250,6 +253,26 @@ runs_here() {
   nats-server) "$bin/sbin/nats-server" --version ;;
   *) return 0 ;;
   esac >/dev/null 2>&1
+}
+
+# Debian's base system, of the machine's own release, as an archive: packages and images are tried in it.
+build_rootfs() {
+  [[ -f $CACHE/rootfs.tar ]] && return 0
+  local uri release
+  uri=$(mirror)
+  release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  [[ -n $uri ]] || die "$EX_UNAVAILABLE" "found no Debian mirror among the machine's apt sources"
+  say "a root file system of $release"
+  rm -rf "$CACHE/rootfs"
+  debootstrap --variant=minbase --include=adduser,ca-certificates,libssl3,zlib1g "$release" "$CACHE/rootfs" "$uri" \
+    >"$CACHE/debootstrap.log" 2>&1 || {
+    tail -n 5 "$CACHE/debootstrap.log" >&2
+    die "$EX_UNAVAILABLE" "debootstrap could not make a root file system"
+  }
+  rm -rf "$CACHE/rootfs/var/cache/apt/archives"/*.deb "$CACHE/rootfs/var/lib/apt/lists"/*
+  tar -C "$CACHE/rootfs" --numeric-owner --one-file-system --exclude=./proc/* --exclude=./sys/* -cf "$CACHE/rootfs.tar.new" .
+  rm -rf --one-file-system "$CACHE/rootfs"
+  mv "$CACHE/rootfs.tar.new" "$CACHE/rootfs.tar"
 }
 
 # The CRI as Kubernetes publishes it, compiled to the descriptors that ./cri reads. Not the subset that Quaymaster has.
