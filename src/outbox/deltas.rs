@@ -25,8 +25,8 @@ pub const KEPT_MS: u64 = 10 * 60 * 1_000;
 pub const KEPT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// How exactly the time of an acknowledgement is known: one mark is made in this time.
 const MARK_MS: u64 = 10_000;
-/// Most chunks that one commit trims, so that it stays short.
-const TRIM_CHUNKS_MAX: usize = 256;
+/// Most chunks that one commit trims, so that it stays short; no fewer than are acknowledged between two of them.
+const TRIM_CHUNKS_MAX: usize = super::UNSYNCED_MAX;
 
 /// A delta that is owed, without its text.
 #[derive(Clone, Copy, Debug)]

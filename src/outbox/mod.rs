@@ -89,6 +89,9 @@ const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 const STATE_FILE: &str = "state.redb";
 /// Room for an ordinary row, so that it is not moved while it grows.
 const ROW_BYTES: usize = 2_048;
+/// Acknowledgements after which a commit is durable whatever is in it: a bound on memory, on what a crash sends
+/// twice, and on what is kept until a durable commit trims it.
+const UNSYNCED_MAX: usize = 4_096;
 /// Most messages that are kept in quarantine; beyond it the oldest go.
 const QUARANTINE_MAX: u64 = 10_000;
 
@@ -506,7 +509,7 @@ impl Outbox {
 
     /// Commits state, messages and reports together. Durable when it returns, but for a batch of
     /// acknowledgements alone: the next commit, be it of an empty batch, makes those durable (a crash before it
-    /// sends them twice).
+    /// sends them twice), and so does every [`UNSYNCED_MAX`]th.
     ///
     /// # Errors
     /// When nothing was committed: the caller goes back to [`Outbox::recover`].
@@ -519,7 +522,9 @@ impl Outbox {
     ) -> Result<Committed, OutboxError> {
         let mut books = self.books.clone();
         books.keep_pace(reconciler, now_ms);
-        let is_durable = batch.is_empty() || !batch.is_only_acks();
+        let is_durable = batch.is_empty()
+            || !batch.is_only_acks()
+            || self.unsynced.len() + self.revived.len() >= UNSYNCED_MAX;
         let deltas: Vec<_> = batch
             .messages
             .iter()
