@@ -36,6 +36,8 @@
 mod chunk;
 mod coalesce;
 mod deltas;
+#[cfg(test)]
+mod fuzz;
 mod holdings;
 mod ledger;
 mod limits;

@@ -28,16 +28,23 @@ pub(super) struct StateHead<'a> {
     pub(super) stage: Stage,
 }
 
-impl<'a> StateHead<'a> {
-    fn of(owed: &'a Owed) -> Self {
+impl<'a> StoredState<'a> {
+    /// A message on its way in.
+    pub(super) fn of(owed: &'a Owed) -> Self {
         Self {
-            topic: owed.outgoing.topic,
-            item: &owed.outgoing.item,
-            generation: owed.generation,
-            stage: owed.stage,
+            head: StateHead {
+                topic: owed.outgoing.topic,
+                item: &owed.outgoing.item,
+                generation: owed.generation,
+                stage: owed.stage,
+            },
+            time_ms: owed.outgoing.time_ms,
+            value: owed.outgoing.value.as_deref(),
         }
     }
+}
 
+impl StateHead<'_> {
     /// The namespace whose stage a message ends.
     fn stage_done(&self) -> Option<StageDone> {
         match self.stage {
@@ -66,7 +73,8 @@ fn bytes_of(stored: &[u8]) -> u64 {
 impl Ledger<'_> {
     /// Stores a state message; the earlier one of its key goes.
     pub(super) fn put_state(&mut self, owed: &Owed) -> Result<(), Fault> {
-        let head = StateHead::of(owed);
+        let stored = StoredState::of(owed);
+        let head = stored.head;
         let row = owed.outgoing.row;
         key(head.topic, head.generation, head.item, &mut self.key);
         let earlier = self.latest.insert(self.key.as_slice(), row)?;
@@ -74,11 +82,6 @@ impl Ledger<'_> {
         if let Some(earlier) = earlier {
             self.take_state(earlier)?;
         }
-        let stored = StoredState {
-            head,
-            time_ms: owed.outgoing.time_ms,
-            value: owed.outgoing.value.as_deref(),
-        };
         let bytes = encode("states", &stored, &mut self.buffer)?;
         self.books.meta.totals.messages += 1;
         self.books.meta.totals.bytes += bytes_of(bytes);

@@ -12,6 +12,7 @@ mod lab;
 mod labs;
 mod older;
 mod package;
+mod storms;
 mod story;
 mod wait;
 mod world;
