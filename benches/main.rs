@@ -1,6 +1,6 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic` and `recovery` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
+//! `synthetic`, `recovery` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -8,6 +8,7 @@
 mod daemon;
 mod latency;
 mod memory;
+mod processes;
 mod recovery;
 mod resync;
 mod synthetic;
@@ -29,6 +30,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("recovery") {
         recovery::run()?;
+    }
+    if wants("processes") {
+        processes::run()?;
     }
     if wants("resync") {
         resync::run()?;

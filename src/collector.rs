@@ -15,11 +15,14 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::heartbeat::Heartbeat;
+use crate::local::tenants::Tenant;
 use crate::model::SourceId;
 use crate::model::message::Message;
 use crate::outbox::{self, Batch, Committed, Gap, Outbox, Owed, Stage, StageDone, Totals};
 use crate::procfs::ProcessTable;
-use crate::reconcile::{Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings};
+use crate::reconcile::{
+    Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings, Tracked,
+};
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, Report};
 use crate::telemetry;
@@ -56,6 +59,8 @@ pub enum Input {
     },
     /// The end is near: the status says so.
     Stopping,
+    /// Someone wants to know which containers live.
+    Tenants(oneshot::Sender<Vec<Tenant>>),
 }
 
 /// The way in for observations.
@@ -230,6 +235,11 @@ impl Collector {
             Input::Stopping => {
                 self.phase = "stopping";
                 self.status_due = true;
+            }
+            Input::Tenants(answer) => {
+                let tenants = self.reconciler.containers();
+                // Who asked may have gone meanwhile.
+                let _ = answer.send(tenants.filter_map(tenant).collect());
             }
         }
     }
@@ -571,6 +581,16 @@ impl Collector {
 fn gap_renderer(renderer: &Renderer, now_ms: u64) -> impl Fn(&Gap) -> Outgoing + use<> {
     let renderer = renderer.clone();
     move |gap| renderer.render_gap(gap, now_ms)
+}
+
+/// A container as it was told last, where its init process lives.
+fn tenant(tracked: &Tracked) -> Option<Tenant> {
+    let (pid, start_ticks) = tracked.open_process()?;
+    Some(Tenant {
+        container: tracked.shared()?,
+        pid,
+        start_ticks: (start_ticks > 0).then_some(start_ticks),
+    })
 }
 
 /// A collector on its thread, and the way in.

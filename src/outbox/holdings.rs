@@ -249,17 +249,17 @@ mod tests {
                 row,
                 topic,
                 host_id: "host".into(),
-                item: match topic {
-                    Topic::Deltas => "".into(),
-                    Topic::Records | Topic::Pns | Topic::Status => row.to_string().into(),
+                item: if topic == Topic::Deltas {
+                    "".into()
+                } else {
+                    row.to_string().into()
                 },
                 op: "".into(),
                 value: Some(b"{\"a\":1}".as_slice().into()),
-                ce_id: match topic {
-                    Topic::Deltas => wire::delta_id("host", "epoch", row),
-                    Topic::Records | Topic::Pns | Topic::Status => {
-                        wire::state_id("host", "epoch", row)
-                    }
+                ce_id: if topic == Topic::Deltas {
+                    wire::delta_id("host", "epoch", row)
+                } else {
+                    wire::state_id("host", "epoch", row)
                 },
                 ce_type: wire::ce_type(topic),
                 ce_source: wire::ce_source("host"),
