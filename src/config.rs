@@ -3,6 +3,8 @@
 //! A raw form is read (serde; unknown keys are refused), and made into a [`Config`] whose every value is valid.
 
 pub mod access;
+#[cfg(test)]
+mod fuzz;
 pub mod keys;
 mod raw;
 

@@ -4,6 +4,8 @@ pub mod backoff;
 pub mod cli;
 pub mod collector;
 pub mod config;
+#[cfg(test)]
+mod fuzzing;
 pub mod heartbeat;
 pub mod host;
 pub mod http;

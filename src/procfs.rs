@@ -3,6 +3,9 @@
 //! `/proc/PID` is opened once, as a directory, and everything is read through that fd: when the process dies
 //! midway the reads fail, and a pid that is given to another process meanwhile is never mixed in.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};

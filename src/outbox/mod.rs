@@ -24,6 +24,8 @@
 //! 5. One process has the file; a second one is refused.
 
 mod coalesce;
+#[cfg(test)]
+mod fuzz;
 mod holdings;
 mod limits;
 mod mark;

@@ -6,11 +6,14 @@
 mod brokers;
 mod collector;
 mod consume;
+mod engines;
 mod fold;
 mod host;
 mod lab;
 mod labs;
 mod older;
+mod package;
+mod storms;
 mod story;
 mod wait;
 mod world;
