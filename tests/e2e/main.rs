@@ -11,6 +11,7 @@ mod fold;
 mod host;
 mod lab;
 mod labs;
+mod local;
 mod older;
 mod package;
 mod storms;

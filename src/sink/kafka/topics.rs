@@ -16,7 +16,7 @@ use super::errors::{Class, classify};
 use super::trouble;
 use crate::model::Topic;
 use crate::sink::access::KafkaAccess;
-use crate::sink::{ManageTopics, RETENTION, SinkError, TopicSettings};
+use crate::sink::{ManageTopics, SinkError, TopicSettings, retention};
 
 /// Time for one request to the cluster, the first connection included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -117,7 +117,8 @@ impl Admin {
             }
             ManageTopics::Verify => self.verify(settings).await,
             ManageTopics::Off => {
-                let name = settings.topic_name(Topic::Deltas);
+                let topic = settings.used.first().copied().unwrap_or(Topic::Deltas);
+                let name = settings.topic_name(topic);
                 self.look_up(&name).await.map(drop)
             }
         }
@@ -130,7 +131,7 @@ impl Admin {
     /// As [`Self::prepare`].
     pub async fn create(&self, settings: &TopicSettings) -> Result<Vec<String>, SinkError> {
         let mut missing = Vec::new();
-        for topic in Topic::ALL {
+        for topic in settings.used.iter().copied() {
             let name = settings.topic_name(topic);
             if self.look_up(&name).await?.is_none() {
                 missing.push((topic, name));
@@ -179,7 +180,7 @@ impl Admin {
     /// # Errors
     /// As [`Self::prepare`].
     pub async fn verify(&self, settings: &TopicSettings) -> Result<(), SinkError> {
-        for topic in Topic::ALL {
+        for topic in settings.used.iter().copied() {
             let name = settings.topic_name(topic);
             let Some(seen) = self.look_up(&name).await? else {
                 return Err(SinkError::Misconfigured {
@@ -210,13 +211,13 @@ impl Admin {
         Ok(())
     }
 
-    /// Shows the four topics as they are.
+    /// Shows the topics as they are.
     ///
     /// # Errors
     /// As [`Self::prepare`].
     pub async fn list(&self, settings: &TopicSettings) -> Result<Vec<TopicInfo>, SinkError> {
         let mut infos = Vec::new();
-        for topic in Topic::ALL {
+        for topic in settings.used.iter().copied() {
             let name = settings.topic_name(topic);
             let mut info = TopicInfo {
                 name: name.clone(),
@@ -369,7 +370,7 @@ impl Admin {
 /// The cleanup policy of a topic.
 fn cleanup_policy(topic: Topic) -> &'static str {
     match topic {
-        Topic::Deltas => "delete",
+        Topic::Deltas | Topic::Processes | Topic::Ports => "delete",
         Topic::Records | Topic::Pns | Topic::Status => "compact,delete",
     }
 }
@@ -378,10 +379,10 @@ fn cleanup_policy(topic: Topic) -> &'static str {
 fn topic_config(topic: Topic) -> Vec<(&'static str, String)> {
     let mut config = vec![
         ("cleanup.policy", cleanup_policy(topic).to_owned()),
-        ("retention.ms", RETENTION.as_millis().to_string()),
+        ("retention.ms", retention(topic).as_millis().to_string()),
     ];
     match topic {
-        Topic::Deltas => {}
+        Topic::Deltas | Topic::Processes | Topic::Ports => {}
         Topic::Records | Topic::Pns | Topic::Status => config.extend([
             ("segment.ms", "3600000".to_owned()),
             ("max.compaction.lag.ms", "3600000".to_owned()),
