@@ -307,17 +307,13 @@ fn database_error(action: &'static str, directory: &Path, source: redb::Error) -
 fn open_database(directory: &Path) -> Result<Database, OutboxError> {
     let file = directory.join(STATE_FILE);
     or_damage(directory, || {
-        let opened = Builder::new().set_cache_size(CACHE_BYTES).create(&file);
-        opened.map_err(|error| match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => OutboxError::Locked {
+        match Builder::new().set_cache_size(CACHE_BYTES).create(&file) {
+            Ok(database) => Ok(database),
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(OutboxError::Locked {
                 path: directory.to_owned(),
-            },
-            #[expect(
-                clippy::wildcard_enum_match_arm,
-                reason = "all others are the database's"
-            )]
-            error => database_error("open", directory, error.into()),
-        })
+            }),
+            Err(error) => Err(database_error("open", directory, error.into())),
+        }
     })
 }
 
