@@ -101,16 +101,13 @@ impl FromStr for Encoding {
     }
 }
 
-/// The JSON of a value that came from the bus with this `content-type`; JSON where there is none.
+/// The JSON of a value that came from the bus, whichever form it has there. What begins with a brace is JSON: no
+/// message of ours begins with that byte, which would be the group 15.
 ///
 /// # Errors
-/// For what is not the topic's protobuf. What is JSON is not looked at.
-pub fn decode<'a>(
-    topic: Topic,
-    content_type: Option<&str>,
-    value: &'a [u8],
-) -> Result<Cow<'a, [u8]>, EncodingError> {
-    if content_type != Some(PROTOBUF) {
+/// For what is neither. What is JSON is not looked at.
+pub fn to_json(topic: Topic, value: &[u8]) -> Result<Cow<'_, [u8]>, EncodingError> {
+    if value.first() == Some(&b'{') {
         return Ok(Cow::Borrowed(value));
     }
     let name = message_name(topic);
