@@ -61,6 +61,7 @@ impl Outbox {
 
     fn try_open(directory: &Path, owner: &Owner, options: Options) -> Result<Opened, OutboxError> {
         let database = open_database(directory)?;
+        let database = checked(database, directory)?;
         let loaded = Loaded::read(&database, directory)?;
         let is_new = loaded.meta.epoch.is_empty();
         let mut meta = loaded.meta;
@@ -320,6 +321,24 @@ fn database_error(action: &'static str, directory: &Path, source: redb::Error) -
         action,
         path: directory.to_owned(),
         source: Box::new(source),
+    }
+}
+
+/// Looks at the checksum of every page. redb does so by itself only after a crash: what was closed well would be believed,
+/// and a byte that flipped since would be sent as it is, or end us where it is read.
+fn checked(mut database: Database, directory: &Path) -> Result<Database, OutboxError> {
+    let checking = std::panic::AssertUnwindSafe(|| {
+        let checked = database.check_integrity();
+        (checked, database)
+    });
+    match std::panic::catch_unwind(checking) {
+        Ok((Ok(_), database)) => Ok(database),
+        Ok((Err(error), _)) => Err(database_error("check", directory, error.into())),
+        Err(_) => {
+            let panicked = "the database library panicked over it".to_owned();
+            let source = redb::Error::Corrupted(panicked);
+            Err(database_error("check", directory, source))
+        }
     }
 }
 

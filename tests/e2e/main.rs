@@ -12,6 +12,7 @@ mod lab;
 mod labs;
 mod older;
 mod package;
+mod safety;
 mod storms;
 mod story;
 mod wait;

@@ -11,6 +11,7 @@ mod discover;
 mod docker;
 mod http;
 mod schema;
+mod watchdog;
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@
 # - Kafka's jars, by Maven.
 
 readonly SUITES=(sid trixie)
-readonly PARTS=(build consumers package cri containerd2 containerd16 docker docker20 podman kafka nats nats29)
+readonly PARTS=(build consumers faults package cri containerd2 containerd16 docker docker20 podman kafka nats nats29)
 KAFKA_VERSION_WANTED=$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$LAB_HOME/kafka/pom.xml")
 readonly KAFKA_VERSION_WANTED
 
@@ -25,6 +25,8 @@ packages_of() {
   # g++: librdkafka's configure refuses to go on without a C++ compiler, though nothing of C++ is built.
   build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev libssl-dev ca-certificates ;;
   consumers) echo kcat ;;
+  # libfaketime, for a clock that steps.
+  faults) echo faketime ;;
   # What makes and tries the Debian package: a root file system of its own, and systemd's own check of the unit.
   package) echo debootstrap dpkg-dev binutils systemd util-linux adduser ;;
   cri) echo python3 python3-grpcio python3-protobuf protobuf-compiler ;;
