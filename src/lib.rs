@@ -9,6 +9,7 @@ mod fuzzing;
 pub mod heartbeat;
 pub mod host;
 pub mod http;
+pub mod local;
 pub mod model;
 pub mod notify;
 pub mod outbox;

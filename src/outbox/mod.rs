@@ -633,7 +633,7 @@ struct Plan {
 
 fn state_key(owed: &Owed) -> Option<StateKey> {
     match owed.outgoing.topic {
-        Topic::Deltas => None,
+        Topic::Deltas | Topic::Processes | Topic::Ports => None,
         Topic::Records | Topic::Pns | Topic::Status => Some((
             owed.outgoing.topic,
             Arc::clone(&owed.outgoing.item),

@@ -6,10 +6,14 @@
 mod brokers;
 mod collector;
 mod consume;
+mod contract;
+mod engines;
 mod fold;
 mod host;
+mod image;
 mod lab;
 mod labs;
+mod local;
 mod older;
 mod package;
 mod safety;
