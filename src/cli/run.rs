@@ -545,6 +545,7 @@ fn state_failure(error: &OutboxError) -> Failure {
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }
         | OutboxError::Database { .. }
+        | OutboxError::Format { .. }
         | OutboxError::Encoding { .. } => EXIT_FAILURE,
     };
     Failure::new(code, telemetry::chain(error))
