@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Outgoing, Report, Sink, SinkError, SinkHealth};
+use super::{Ended, Loss, Outgoing, Report, Sink, SinkError, SinkHealth, Verdict};
 use crate::backoff::Backoff;
 use crate::collector::Input;
 use crate::outbox::OutboxReader;
@@ -46,38 +46,104 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// Runs until `finish` and all that was handed over is reported, or `stop`.
+    /// Runs until `finish` and all that was handed over is reported, or `stop`. Where the bus has lost what it had
+    /// acknowledged, all is handed over again from the oldest on.
     ///
     /// # Errors
-    /// When the bus contradicts the configuration, or can never take a message again.
-    pub async fn run(self, mut sink: Box<dyn Sink>) -> Result<(), SinkError> {
-        let stop = self.stop.clone();
-        let finish = self.finish.clone();
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = finish.cancelled() => return Ok(()),
-            prepared = prepare(&mut sink, &self.health) => prepared?,
+    /// When the bus contradicts the configuration at the start, or can never take a message again.
+    pub async fn run(mut self, mut sink: Box<dyn Sink>) -> Result<(), SinkError> {
+        let (stop, finish) = (self.stop.clone(), self.finish.clone());
+        let mut is_first = true;
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                ready = self.make_ready(&mut sink, is_first) => ready?,
+                () = finish.cancelled() => return Ok(()),
+            }
+            is_first = false;
+            let ended;
+            (sink, ended) = self.session(sink).await?;
+            match ended {
+                Ended::Finished => return Ok(()),
+                Ended::BusLostData(loss) => self.owe_again(&loss).await,
+            }
         }
+    }
+
+    /// Waits until the bus is there and has what it acknowledged, or what it lost is owed again.
+    async fn make_ready(
+        &mut self,
+        sink: &mut Box<dyn Sink>,
+        is_first: bool,
+    ) -> Result<(), SinkError> {
+        let mut backoff = Backoff::new(PREPARE_RETRY.0, PREPARE_RETRY.1);
+        loop {
+            match self.try_make_ready(sink).await {
+                Ok(()) => {
+                    self.health.send_replace(SinkHealth {
+                        up: true,
+                        error: String::new(),
+                    });
+                    return Ok(());
+                }
+                Err(error @ SinkError::Misconfigured { .. }) if is_first => return Err(error),
+                // What was right at the start is a person's matter later; the messages wait for it.
+                Err(error @ SinkError::Misconfigured { .. }) => {
+                    let error = telemetry::chain(&error);
+                    tracing::error!(%error, "the bus is not as it was; messages wait in the outbox");
+                    self.health.send_replace(SinkHealth { up: false, error });
+                }
+                Err(error @ SinkError::Unavailable { .. }) => {
+                    let error = telemetry::chain(&error);
+                    tracing::warn!(%error, "the bus is not there yet; messages wait in the outbox");
+                    self.health.send_replace(SinkHealth { up: false, error });
+                }
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    async fn try_make_ready(&mut self, sink: &mut Box<dyn Sink>) -> Result<(), SinkError> {
+        sink.prepare().await?;
+        let checked = sink.check(None).await?;
+        match checked.verdict {
+            Verdict::Kept => {}
+            Verdict::Lost(loss) => self.owe_again(&loss).await,
+        }
+        Ok(())
+    }
+
+    async fn owe_again(&self, loss: &Loss) {
+        tracing::error!(
+            reason = loss.reason,
+            "the bus has lost what it had acknowledged"
+        );
+    }
+
+    /// One run of the sink, from the oldest message that is owed on; the sink comes back.
+    async fn session(&mut self, mut sink: Box<dyn Sink>) -> Result<(Box<dyn Sink>, Ended), SinkError> {
         let (requests_tx, requests) = mpsc::channel(QUEUE_MAX);
         let (reports_tx, reports) = mpsc::channel(REPORTS_MAX);
-        let health = self.health.clone();
-        let to_collector = self.reports.clone();
-        let forward = tokio::spawn(forward_reports(reports, to_collector));
-        let sink = tokio::spawn(sink.run(requests, reports_tx, health, self.stop.clone()));
-        self.feed(requests_tx).await;
-        let ended = sink.await.unwrap_or_else(|error| {
-            Err(SinkError::Unavailable {
-                message: "the sink's task ended abnormally".to_owned(),
-                source: Some(Box::new(error)),
-            })
+        let (health, stop) = (self.health.clone(), self.stop.clone());
+        let forward = tokio::spawn(forward_reports(reports, self.reports.clone()));
+        let running = tokio::spawn(async move {
+            let ended = sink.run(requests, reports_tx, health, stop).await;
+            (sink, ended)
         });
+        self.feed(requests_tx).await;
+        let ran = running.await;
         // The reports end with the sink; the task that passes them on ends with the reports.
         let _ = forward.await;
-        ended
+        let (sink, ended) = ran.map_err(|error| SinkError::Unavailable {
+            message: "the sink's task ended abnormally".to_owned(),
+            source: Some(Box::new(error)),
+        })?;
+        Ok((sink, ended?))
     }
 
     /// Hands over everything that is owed, oldest first, and then what comes.
-    async fn feed(mut self, requests: mpsc::Sender<Outgoing>) {
+    async fn feed(&mut self, requests: mpsc::Sender<Outgoing>) {
         let mut next_row = 0;
         loop {
             let committed = Arc::clone(&self.committed);
@@ -121,6 +187,7 @@ impl Publisher {
                     None => return,
                 },
                 () = committed => {}
+                () = requests.closed() => return,
                 () = self.finish.cancelled() => break,
             }
         }
@@ -129,31 +196,6 @@ impl Publisher {
                 return;
             }
         }
-    }
-}
-
-async fn prepare(
-    sink: &mut Box<dyn Sink>,
-    health: &watch::Sender<SinkHealth>,
-) -> Result<(), SinkError> {
-    let mut backoff = Backoff::new(PREPARE_RETRY.0, PREPARE_RETRY.1);
-    loop {
-        match sink.prepare().await {
-            Ok(()) => {
-                health.send_replace(SinkHealth {
-                    up: true,
-                    error: String::new(),
-                });
-                return Ok(());
-            }
-            Err(error @ SinkError::Misconfigured { .. }) => return Err(error),
-            Err(error @ SinkError::Unavailable { .. }) => {
-                let error = telemetry::chain(&error);
-                tracing::warn!(%error, "the bus is not there yet; messages wait in the outbox");
-                health.send_replace(SinkHealth { up: false, error });
-            }
-        }
-        tokio::time::sleep(backoff.next_wait()).await;
     }
 }
 

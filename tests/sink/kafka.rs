@@ -67,7 +67,7 @@ pub(crate) async fn kcat(servers: &[String], topic: &str) -> anyhow::Result<Vec<
         .collect()
 }
 
-fn admin(servers: &[String]) -> anyhow::Result<AdminClient<DefaultClientContext>> {
+pub(crate) fn admin(servers: &[String]) -> anyhow::Result<AdminClient<DefaultClientContext>> {
     Ok(ClientConfig::new()
         .set("bootstrap.servers", servers.join(","))
         .create()?)

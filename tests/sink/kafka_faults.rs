@@ -1,6 +1,9 @@
 //! Kafka stopped, started and killed while messages are on their way.
 
 use quaymaster::model::Topic;
+use quaymaster::sink::{ManageTopics, TopicSettings};
+use rdkafka::mocking::MockCluster;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::drive::{Driven, WAIT, delta};
 use crate::kafka::{Read, first_appearances, kcat, sink};
@@ -66,5 +69,50 @@ async fn stop_ends_the_sink_at_once_while_kafka_is_away() -> anyhow::Result<()> 
     kafka.order("start").await?;
     sent?;
     ended???;
+    Ok(())
+}
+
+/// librdkafka's own cluster of one broker, which fails on demand: some errors are fatal to an idempotent producer, some
+/// are a person's matter, some pass.
+#[tokio::test]
+async fn fatal_errors_and_refusals_cost_no_message_and_no_order() -> anyhow::Result<()> {
+    // As many as there may be requests in flight: the mock has no order of its own.
+    const TIMES: usize = 6;
+    let cluster = MockCluster::new(1)?;
+    let servers = vec![cluster.bootstrap_servers()];
+    for error in [
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
+    ] {
+        let topics = TopicSettings {
+            manage: ManageTopics::Off,
+            ..fresh_topics()
+        };
+        let name = topics.topic_name(Topic::Deltas);
+        cluster.create_topic(&name, 1, 1)?;
+        let mut driven = Driven::prepared(sink(&servers, &topics)?).await?;
+        let sending = driven.send_all((1..=100).map(delta).collect());
+        let mut acked = driven.acked(100).await?;
+        sending.await?;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[error; TIMES]);
+        let sending = driven.send_all((101..=3_000).map(delta).collect());
+        acked.extend(driven.acked(2_900).await?);
+        sending.await?;
+        assert!(driven.finish().await?.is_empty(), "{error:?}");
+        acked.sort_unstable();
+        assert!(acked.into_iter().eq(1..=3_000), "{error:?}");
+        let read = kcat(&servers, &name).await?;
+        let mut seqs: Vec<u64> = read.iter().filter_map(Read::seq).collect();
+        let copies = seqs.len();
+        assert!(
+            first_appearances(&mut seqs).into_iter().eq(1..=3_000),
+            "{error:?}"
+        );
+        report(&format!("kafka, {error:?}: {copies} records for 3000 deltas"));
+    }
     Ok(())
 }

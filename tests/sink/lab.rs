@@ -112,6 +112,18 @@ impl Fragile {
         self.broker.name()
     }
 
+    /// Copies a folder of the lab to another, which it replaces. The broker must be stopped.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn copy(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let (from, to) = (folder().join(from), folder().join(to));
+        if to.exists() {
+            std::fs::remove_dir_all(&to)?;
+        }
+        let copied = Command::new("cp").arg("-a").arg(&from).arg(&to).status()?;
+        anyhow::ensure!(copied.success(), "failed to copy {}", from.display());
+        Ok(())
+    }
+
     /// Runs `lab stop`, `lab start` or `lab kill9`.
     pub(crate) async fn order(&self, verb: &'static str) -> anyhow::Result<()> {
         let broker = self.broker;

@@ -78,6 +78,8 @@ pub(super) fn open_producer(
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
         .set("message.timeout.ms", "0")
+        // A topic that is deleted is told of within seconds; librdkafka would hope for 30.
+        .set("topic.metadata.propagation.max.ms", "5000")
         // Batches form by themselves while a request is on its way; an idle bus gets a message at once.
         .set("linger.ms", "0")
         .set("compression.type", "lz4")

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::time::Instant;
 
 use super::client::{self, Context};
 use super::errors::{Class, classify};
+use super::unavailable;
 use crate::model::Topic;
 use crate::sink::{ManageTopics, RETENTION, SinkError, TopicSettings};
 
@@ -86,31 +87,39 @@ impl Admin {
     /// # Errors
     /// [`SinkError::Unavailable`] where librdkafka cannot start.
     pub fn new(servers: &[String], client_id: &str) -> Result<Self, SinkError> {
-        let config = client::base_config(servers, client_id);
-        let client = AdminClient::from_config_and_context(&config, Context::default())
+        Self::of(
+            &client::base_config(servers, client_id),
+            &servers.join(","),
+        )
+    }
+
+    /// The same with the settings of a client.
+    pub(super) fn of(config: &ClientConfig, servers: &str) -> Result<Self, SinkError> {
+        let client = AdminClient::from_config_and_context(config, Context::default())
             .map_err(|source| unavailable("failed to start a kafka client".to_owned(), source))?;
         Ok(Self {
             client: Arc::new(client),
-            servers: servers.join(","),
+            servers: servers.to_owned(),
         })
     }
 
-    /// Creates and checks, only checks, or only connects, as the settings say.
+    /// Creates and checks, only checks, or only connects, as the settings say; the names of what was created.
     ///
     /// # Errors
     /// [`SinkError::Misconfigured`] names the topic, what it has, what is needed, and the setting;
     /// [`SinkError::Unavailable`] where the cluster does not answer within some seconds.
-    pub async fn prepare(&self, settings: &TopicSettings) -> Result<(), SinkError> {
+    pub async fn prepare(&self, settings: &TopicSettings) -> Result<Vec<String>, SinkError> {
         settings.check()?;
         match settings.manage {
             ManageTopics::Create => {
-                self.create(settings).await?;
-                self.verify(settings).await
+                let created = self.create(settings).await?;
+                self.verify(settings).await?;
+                Ok(created)
             }
-            ManageTopics::Verify => self.verify(settings).await,
+            ManageTopics::Verify => self.verify(settings).await.map(|()| Vec::new()),
             ManageTopics::Off => {
                 let name = settings.topic_name(Topic::Deltas);
-                self.look_up(&name).await.map(drop)
+                self.look_up(&name).await.map(|_| Vec::new())
             }
         }
     }
@@ -446,17 +455,5 @@ fn access_error(name: &str, tried: &str, code: Code) -> SinkError {
             message: format!("failed to {tried} the topic `{name}`"),
             source: Some(Box::new(code)),
         }
-    }
-}
-
-fn unavailable(message: String, source: KafkaError) -> SinkError {
-    // The code alone, where there is one: rdkafka's own text has it twice.
-    let source: Box<dyn std::error::Error + Send + Sync> = match source.rdkafka_error_code() {
-        Some(code) => Box::new(code),
-        None => Box::new(source),
-    };
-    SinkError::Unavailable {
-        message,
-        source: Some(source),
     }
 }
