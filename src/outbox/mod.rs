@@ -13,7 +13,8 @@
 //! | `messages` | row, u64, ascending | a message that the bus does not have yet, postcard |
 //! | `quarantine` | row | a message that the bus refused for what it is, with the reason |
 //!
-//! Beside it `newest` marks how far the deltas have come (`mark.rs`).
+//! Beside it `newest` marks how far the deltas have come (`mark.rs`), and `read-back` that a new epoch has not yet
+//! read its host's keys back from the bus (`read_back.rs`).
 //!
 //! # Invariants
 //!
@@ -27,6 +28,7 @@ mod coalesce;
 mod holdings;
 mod limits;
 mod mark;
+mod read_back;
 mod reader;
 mod recover;
 #[cfg(test)]

@@ -12,9 +12,11 @@ mod cloudevents;
 pub mod kafka;
 pub mod nats;
 pub mod publisher;
+pub mod read_back;
 mod reap;
 mod report;
 pub mod stdout;
+pub mod twin;
 
 pub use bus::{BusUrl, BusUrlError, open};
 pub use reap::Reaped;

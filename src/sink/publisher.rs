@@ -122,7 +122,10 @@ impl Publisher {
     }
 
     /// One run of the sink, from the oldest message that is owed on; the sink comes back.
-    async fn session(&mut self, mut sink: Box<dyn Sink>) -> Result<(Box<dyn Sink>, Ended), SinkError> {
+    async fn session(
+        &mut self,
+        mut sink: Box<dyn Sink>,
+    ) -> Result<(Box<dyn Sink>, Ended), SinkError> {
         let (requests_tx, requests) = mpsc::channel(QUEUE_MAX);
         let (reports_tx, reports) = mpsc::channel(REPORTS_MAX);
         let (health, stop) = (self.health.clone(), self.stop.clone());

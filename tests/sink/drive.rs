@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use quaymaster::model::Topic;
-use quaymaster::sink::{Ended, IN_FLIGHT_MAX, Outcome, Outgoing, Report, Sink, SinkError, SinkHealth};
+use quaymaster::sink::{
+    Ended, IN_FLIGHT_MAX, Outcome, Outgoing, Report, Sink, SinkError, SinkHealth,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

@@ -99,6 +99,18 @@ impl Broker {
     }
 }
 
+impl Steady {
+    /// What the lab tells of itself under a name.
+    #[allow(dead_code, reason = "for tests/sink alone")]
+    pub(crate) fn setting(&self, key: &str) -> anyhow::Result<String> {
+        match LAB.get() {
+            Some(Ok(lab)) => lab.settings.get(key).cloned(),
+            Some(Err(_)) | None => None,
+        }
+        .with_context(|| format!("{key} is not in the lab's env"))
+    }
+}
+
 impl Fragile {
     /// Where the lab keeps it.
     #[allow(dead_code, reason = "for tests/faults, which shares this file")]

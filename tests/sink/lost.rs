@@ -103,7 +103,10 @@ async fn a_restored_copy_is_noticed(
         let (row, position) = place.copied().context("a place")?;
         anyhow::Ok(landmark(&bus, row, position))
     };
-    assert_eq!(verdict(&mut sink, &last(kept.last())?).await?, Verdict::Kept);
+    assert_eq!(
+        verdict(&mut sink, &last(kept.last())?).await?,
+        Verdict::Kept
+    );
     let Verdict::Lost(loss) = verdict(&mut sink, &last(gone.last())?).await? else {
         anyhow::bail!("another's message stands for the last one");
     };
@@ -114,7 +117,10 @@ async fn a_restored_copy_is_noticed(
         ..last(kept.last())?
     };
     let found = verdict(&mut sink, &elsewhere).await?;
-    assert!(matches!(found, Verdict::Lost(Loss { newest: None, .. })), "{found:?}");
+    assert!(
+        matches!(found, Verdict::Lost(Loss { newest: None, .. })),
+        "{found:?}"
+    );
     Ok(())
 }
 
@@ -214,10 +220,8 @@ async fn streams_that_vanish_are_made_again_and_the_loss_is_told() -> anyhow::Re
 /// A stream that was deleted and made anew by somebody, and what the bus itself let go.
 #[tokio::test]
 async fn what_went_with_the_retention_is_kept_and_a_new_stream_is_a_loss() -> anyhow::Result<()> {
-    let (Some(kafka), Some(nats)) = (
-        Broker::Kafka.steady().await?,
-        Broker::Nats.steady().await?,
-    ) else {
+    let (Some(kafka), Some(nats)) = (Broker::Kafka.steady().await?, Broker::Nats.steady().await?)
+    else {
         return Ok(());
     };
     let topics = fresh_topics();

@@ -7,10 +7,10 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use rdkafka::Message as _;
 use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::Offset;
-use rdkafka::Message as _;
 use tokio_util::sync::CancellationToken;
 
 use super::read::{Reader, ce_id};
@@ -129,7 +129,13 @@ fn look(
     }
     let (low, high) = reader.ends(topic, partition)?;
     if offset < low {
-        tracing::debug!(topic, partition, offset, low, "the last delta went with the retention");
+        tracing::debug!(
+            topic,
+            partition,
+            offset,
+            low,
+            "the last delta went with the retention"
+        );
         return Ok(Verdict::Kept);
     }
     let there = if offset < high {
@@ -147,7 +153,13 @@ fn look(
         ),
     };
     let until = offset.min(high);
-    let newest = newest_own(reader, topic, partition, low.max(until - LOOKED_AT_MAX), last)?;
+    let newest = newest_own(
+        reader,
+        topic,
+        partition,
+        low.max(until - LOOKED_AT_MAX),
+        last,
+    )?;
     Ok(Verdict::Lost(Loss {
         reason: format!("{reason}, and `{}` was acknowledged there", last.ce_id),
         newest,
@@ -162,12 +174,16 @@ fn message_at(
     offset: i64,
 ) -> Result<Option<String>, KafkaError> {
     let mut found = None;
-    reader.read(topic, &[(partition, Offset::Offset(offset))], &mut |message| {
-        if message.offset() == offset {
-            found = Some(ce_id(message).unwrap_or_default().to_owned());
-        }
-        ControlFlow::Break(())
-    })?;
+    reader.read(
+        topic,
+        &[(partition, Offset::Offset(offset))],
+        &mut |message| {
+            if message.offset() == offset {
+                found = Some(ce_id(message).unwrap_or_default().to_owned());
+            }
+            ControlFlow::Break(())
+        },
+    )?;
     Ok(found)
 }
 
@@ -181,16 +197,20 @@ fn newest_own(
 ) -> Result<Option<Arc<str>>, KafkaError> {
     let line = last.ce_id.rsplit_once(':').map(|(line, _)| line.to_owned());
     let mut newest = None;
-    reader.read(topic, &[(partition, Offset::Offset(from))], &mut |message| {
-        if message.offset() >= last.position.offset {
-            return ControlFlow::Break(());
-        }
-        if let Some(id) = ce_id(message)
-            && id.rsplit_once(':').map(|(of, _)| of) == line.as_deref()
-        {
-            newest = Some(Arc::from(id));
-        }
-        ControlFlow::Continue(())
-    })?;
+    reader.read(
+        topic,
+        &[(partition, Offset::Offset(from))],
+        &mut |message| {
+            if message.offset() >= last.position.offset {
+                return ControlFlow::Break(());
+            }
+            if let Some(id) = ce_id(message)
+                && id.rsplit_once(':').map(|(of, _)| of) == line.as_deref()
+            {
+                newest = Some(Arc::from(id));
+            }
+            ControlFlow::Continue(())
+        },
+    )?;
     Ok(newest)
 }

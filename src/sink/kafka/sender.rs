@@ -371,9 +371,8 @@ impl Sender {
             && last.position.partition == position.partition
             && last.position.offset >= position.offset
         {
-            self.broken.get_or_insert_with(|| {
-                format!("an offset was given twice: {}", position.offset)
-            });
+            self.broken
+                .get_or_insert_with(|| format!("an offset was given twice: {}", position.offset));
             self.must_check = true;
             return;
         }

@@ -87,10 +87,7 @@ impl Admin {
     /// # Errors
     /// [`SinkError::Unavailable`] where librdkafka cannot start.
     pub fn new(servers: &[String], client_id: &str) -> Result<Self, SinkError> {
-        Self::of(
-            &client::base_config(servers, client_id),
-            &servers.join(","),
-        )
+        Self::of(&client::base_config(servers, client_id), &servers.join(","))
     }
 
     /// The same with the settings of a client.

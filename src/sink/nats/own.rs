@@ -7,9 +7,11 @@ use async_nats::Message;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use futures::StreamExt as _;
 
-use super::connection::Connection;
+use super::connection::{ANSWER_TIMEOUT, Connection};
+use super::errors::{Class, classify};
 use super::naming::Naming;
 use super::streams;
 use crate::model::Topic;
@@ -59,21 +61,27 @@ pub(super) async fn statuses(
     host_id: &str,
 ) -> Result<Vec<Vec<u8>>, SinkError> {
     let name = naming.stream(Topic::Status);
-    if streams::look_up(connection, &name).await?.is_none() {
-        return Ok(Vec::new());
-    }
     let subject = naming.host_subject(Topic::Status, host_id);
-    let mut found = Vec::new();
-    let mut take = |message: &Message, _| {
-        if !is_deletion(message) {
-            found.push(message.payload.to_vec());
-        }
-        true
-    };
-    newest(connection, &name, &subject, &mut take)
-        .await
-        .map_err(|source| unreadable(&name, source))?;
-    Ok(found)
+    let unreadable = |source: BoxError| unreadable(&name, source);
+    let stream = connection.jetstream.get_stream_no_info(&name).await;
+    let stream = stream.map_err(|source| unreadable(source.into()))?;
+    let asking = stream.get_last_raw_message_by_subject(&subject);
+    let answered = tokio::time::timeout(ANSWER_TIMEOUT, asking).await;
+    match answered.map_err(|source| unreadable(source.into()))? {
+        // A status is never deleted but by an empty marker, which is no JSON.
+        Ok(message) => Ok(vec![message.payload.to_vec()]),
+        Err(error) => match error.kind() {
+            LastRawMessageErrorKind::NoMessageFound => Ok(Vec::new()),
+            LastRawMessageErrorKind::JetStream(told)
+                if classify(told.error_code().0) == Class::NoStream =>
+            {
+                Ok(Vec::new())
+            }
+            LastRawMessageErrorKind::JetStream(_)
+            | LastRawMessageErrorKind::InvalidSubject
+            | LastRawMessageErrorKind::Other => Err(unreadable(error.into())),
+        },
+    }
 }
 
 /// Gives the newest message of each subject, with its sequence, to `take` until that answers `false`; how many

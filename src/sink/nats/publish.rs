@@ -199,6 +199,8 @@ impl Publisher {
             self.connection.lost().await;
             self.health
                 .down(&self.why("the connection to nats was lost"));
+            // Looked for also where nothing is to be sent.
+            self.wait_until_sound().await;
         }
     }
 
