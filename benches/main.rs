@@ -1,6 +1,6 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic` needs nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
+//! `synthetic` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -8,6 +8,7 @@
 mod daemon;
 mod latency;
 mod memory;
+mod processes;
 mod resync;
 mod synthetic;
 
@@ -19,6 +20,9 @@ fn main() -> anyhow::Result<()> {
     let wants = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if wants("synthetic") {
         synthetic::run()?;
+    }
+    if wants("processes") {
+        processes::run()?;
     }
     if wants("resync") {
         resync::run()?;

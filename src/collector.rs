@@ -12,15 +12,16 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::heartbeat::Heartbeat;
+use crate::local::tenants::Tenant;
 use crate::model::message::Message;
 use crate::model::{ContainerId, SourceId, Topic};
 use crate::outbox::{self, Batch, Outbox, Owed, Stage, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{
-    Effect, FdToken, Identity, Observation, Reconciler, Restored, RowKey, Settings,
+    Effect, FdToken, Identity, Observation, Reconciler, Restored, RowKey, Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, OwnKey, Report};
@@ -50,6 +51,8 @@ pub enum Input {
     ReadBack(Vec<OwnKey>),
     /// The end is near: the status says so.
     Stopping,
+    /// Someone wants to know which containers live.
+    Tenants(oneshot::Sender<Vec<Tenant>>),
 }
 
 /// The way in for observations.
@@ -221,6 +224,11 @@ impl Collector {
             Input::Stopping => {
                 self.phase = "stopping";
                 self.status_due = true;
+            }
+            Input::Tenants(answer) => {
+                let tenants = self.reconciler.containers();
+                // Who asked may have gone meanwhile.
+                let _ = answer.send(tenants.filter_map(tenant).collect());
             }
         }
     }
@@ -620,8 +628,18 @@ fn tombstone(key: &OwnKey) -> Option<(RowKey, Message)> {
             };
             Some((RowKey::Namespace(pns_inode), message))
         }
-        Topic::Deltas | Topic::Status => None,
+        Topic::Deltas | Topic::Status | Topic::Processes | Topic::Ports => None,
     }
+}
+
+/// A container as it was told last, where its init process lives.
+fn tenant(tracked: &Tracked) -> Option<Tenant> {
+    let (pid, start_ticks) = tracked.open_process()?;
+    Some(Tenant {
+        container: tracked.shared()?,
+        pid,
+        start_ticks: (start_ticks > 0).then_some(start_ticks),
+    })
 }
 
 /// A collector on its thread, and the way in.

@@ -2,6 +2,8 @@
 //!
 //! A raw form is read (serde; unknown keys are refused), and made into a [`Config`] whose every value is valid.
 
+#[cfg(test)]
+mod fuzz;
 pub mod keys;
 mod raw;
 
@@ -11,13 +13,13 @@ use std::time::Duration;
 
 use raw::{Raw, RawTopics};
 
+use crate::model::Topic;
 use crate::runtime::Endpoint;
 use crate::sink::{BusUrl, ManageTopics, TopicSettings};
 use crate::telemetry::LogFormat;
 
-/// The shortest and the longest time between two resyncs.
-const RESYNC_INTERVAL: (Duration, Duration) =
-    (Duration::from_secs(1), Duration::from_secs(24 * 3_600));
+/// The shortest and the longest time between two resyncs, or two snapshots.
+const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3_600));
 /// The least that the outbox may hold.
 const OUTBOX_BYTES_MIN: u64 = 1024 * 1024;
 /// Longest host id.
@@ -73,6 +75,9 @@ pub struct Overrides {
     /// Bytes of messages that wait for the bus, beyond which the oldest deltas go, such as 1GiB
     #[arg(long, value_name = "BYTES", env = "QUAYMASTER_OUTBOX_MAX_BYTES")]
     pub outbox_max_bytes: Option<String>,
+    /// Time between two snapshots of the host's processes that are published, such as 1m; none without it
+    #[arg(long, value_name = "TIME", env = "QUAYMASTER_PROCESSES_INTERVAL")]
+    pub processes_interval: Option<String>,
     /// ADDRESS:PORT of /metrics, /livez, /readyz and /status; nothing listens without it
     #[arg(
         long = "listen",
@@ -122,6 +127,8 @@ pub struct Config {
     pub pns_held_max: usize,
     /// Bytes of messages that may wait.
     pub outbox_max_bytes: u64,
+    /// Time between two snapshots of the processes, where they are sent.
+    pub processes_interval: Option<Duration>,
     /// Where the HTTP listener is, where there is one.
     pub http_listen: Option<SocketAddr>,
     /// Whether it may be another address than loopback.
@@ -212,6 +219,11 @@ impl Config {
             .or(raw.bus)
             .unwrap_or_else(|| "stdout:".to_owned());
         let bus = bus.parse::<BusUrl>().map_err(|error| value("bus", error))?;
+        let processes_interval = flags.processes_interval.clone();
+        let processes_interval = processes_interval
+            .or(raw.processes.interval)
+            .map(|text| between("processes.interval", &text))
+            .transpose()?;
         let endpoints = if flags.endpoints.is_empty() {
             raw.endpoints
         } else {
@@ -225,19 +237,19 @@ impl Config {
             })
             .collect::<Result<Vec<_>, _>>()?;
         let read_back = flags.topics_read_back.or(raw.topics.read_back);
-        let topics = topics(flags, raw.topics)?;
+        let mut topics = topics(flags, raw.topics)?;
+        if processes_interval.is_some() {
+            topics.used.push(Topic::Processes);
+        }
         let records_refresh = match raw.records.refresh.as_deref() {
             None | Some("resync") => None,
             Some(text) => Some(duration("records.refresh", text)?),
         };
         let resync_interval = flags.resync_interval.clone().or(raw.resync_interval);
-        let resync_interval = duration(
+        let resync_interval = between(
             "resync_interval",
             resync_interval.as_deref().unwrap_or("5m"),
         )?;
-        if resync_interval < RESYNC_INTERVAL.0 || resync_interval > RESYNC_INTERVAL.1 {
-            return Err(value("resync_interval", "it must be between 1s and 24h"));
-        }
         let host_id = flags.host_id.clone().or(raw.host_id);
         if let Some(host_id) = &host_id {
             check_host_id(host_id).map_err(|error| value("host_id", error))?;
@@ -277,6 +289,7 @@ impl Config {
             pns_refresh: duration("pns.refresh", raw.pns.refresh.as_deref().unwrap_or("1h"))?,
             pns_held_max: raw.pns.held_max.unwrap_or(4_096),
             outbox_max_bytes,
+            processes_interval,
             http_listen,
             http_listen_anywhere,
             log_filter: flags
@@ -321,6 +334,7 @@ fn topics(flags: &Overrides, raw: RawTopics) -> Result<TopicSettings, ConfigErro
                 return Err(value("topics.manage", message));
             }
         },
+        used: defaults.used,
     };
     settings.check().map_err(|error| value("topics", error))?;
     Ok(settings)
@@ -399,6 +413,15 @@ fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
             format!("`{text}` is no time such as `5m` or `90s`: {error}"),
         )
     })
+}
+
+/// A time between two of what is done again and again.
+fn between(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    let interval = duration(key, text)?;
+    if interval < INTERVAL.0 || interval > INTERVAL.1 {
+        return Err(value(key, "it must be between 1s and 24h"));
+    }
+    Ok(interval)
 }
 
 fn bytes(key: &'static str, text: &str) -> Result<u64, ConfigError> {
@@ -490,6 +513,7 @@ mod tests {
         let cases = [
             ("resync_interval = \"soon\"", "resync_interval"),
             ("resync_interval = \"1ms\"", "between 1s and 24h"),
+            ("processes.interval = \"0s\"", "between 1s and 24h"),
             ("bus = \"amqp://x\"", "bus"),
             ("endpoints = [\"podman=unix:///x\"]", "endpoint"),
             ("host_id = \"a/b\"", "host_id"),

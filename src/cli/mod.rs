@@ -2,17 +2,24 @@
 //!
 //! A subcommand writes to the writers it is given and returns its exit code; only `main.rs` touches the process.
 
+mod choose;
 pub mod config;
 pub mod doctor;
 pub mod exec;
 mod gather;
 pub mod list;
+pub mod local;
 pub mod outbox;
+pub mod ports;
+pub mod processes;
 pub mod run;
 pub mod schema;
+mod table;
 pub mod topics;
+pub mod whois;
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::runtime::text;
@@ -51,6 +58,20 @@ impl Failure {
 /// An error with all its causes, on one line, without control characters.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     text::escaped(&telemetry::chain(error))
+}
+
+/// The exit code after the output was written, or was not.
+fn written(result: io::Result<()>, err: &mut dyn Write) -> u8 {
+    match result {
+        Ok(()) => EXIT_OK,
+        // The reader has seen enough, as in `quaymaster list | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
+        Err(error) => {
+            // When even stderr is closed there is nobody left to tell.
+            let _ = writeln!(err, "quaymaster: failed to write the output: {error}");
+            EXIT_FAILURE
+        }
+    }
 }
 
 /// Reads a time: `10` and `10s` are seconds, `500ms`, `2m`, `1h`.

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure};
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
 use crate::config::{Config, Overrides};
+use crate::local::periodic::{Figures, Periodic};
 use crate::model::{RuntimeType, SourceId};
 use crate::notify::Notifier;
 use crate::outbox::{self, Outbox, OutboxError};
@@ -106,6 +107,8 @@ struct Daemon {
     health: watch::Receiver<SinkHealth>,
     view: http::View,
     notifier: Notifier,
+    /// Sends the processes, where that is asked for.
+    periodic: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -159,6 +162,22 @@ impl Daemon {
             processes,
             stop: CancellationToken::new(),
         };
+        let figures = config.processes_interval.map(|interval| {
+            let figures = Arc::new(Figures::default());
+            let periodic = Periodic {
+                interval,
+                bus: config.bus.clone(),
+                topics: config.topics.clone(),
+                client_id: format!("{client_id}-processes"),
+                host: renderer.host().clone(),
+                table: Arc::clone(&context.processes),
+                collector: running.inputs.clone(),
+                figures: Arc::clone(&figures),
+                stop: context.stop.clone(),
+            };
+            (figures, tokio::spawn(periodic.run()))
+        });
+        let (figures, periodic) = figures.unzip();
         for source in forgotten {
             // The queue is new and has room.
             let _ = running
@@ -182,6 +201,7 @@ impl Daemon {
             health: health.clone(),
             heartbeat: Arc::clone(&running.heartbeat),
             renderer,
+            processes: figures,
         };
         Ok(Self {
             collector: Some(running),
@@ -197,6 +217,7 @@ impl Daemon {
             health,
             view,
             notifier: Notifier::of_environment(),
+            periodic,
         })
     }
 
@@ -327,6 +348,10 @@ impl Daemon {
         self.context.stop.cancel();
         while self.watches.join_next().await.is_some() {}
         while self.readers.join_next().await.is_some() {}
+        if let Some(periodic) = self.periodic.take() {
+            // It ends at once; what went wrong in it ends here too.
+            let _ = periodic.await;
+        }
         if let Some(collector) = &self.collector {
             let _ = collector.inputs.send(Input::Stopping).await;
         }

@@ -162,6 +162,13 @@ pub const KEYS: &[Key] = &[
         value: |config| text(size(config.outbox_max_bytes)),
     },
     Key {
+        name: "processes.interval",
+        flag: Some("processes_interval"),
+        about: "Time between two snapshots of the host's processes that are published, from 1s to 24h; none where it is not set.",
+        sample: "1m",
+        value: |config| config.processes_interval.and_then(time),
+    },
+    Key {
         name: "http.listen",
         flag: Some("http_listen"),
         about: "ADDRESS:PORT of /metrics, /livez, /readyz and /status; nothing listens where it is not set.",

@@ -18,6 +18,7 @@ pub(super) struct Raw {
     pub(super) records: RawRecords,
     pub(super) pns: RawPns,
     pub(super) outbox: RawOutbox,
+    pub(super) processes: RawProcesses,
     pub(super) http: RawHttp,
     pub(super) log: RawLog,
 }
@@ -50,6 +51,12 @@ pub(super) struct RawPns {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawOutbox {
     pub(super) max_bytes: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawProcesses {
+    pub(super) interval: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -25,6 +25,8 @@
 //! 5. One process has the file; a second one is refused.
 
 mod coalesce;
+#[cfg(test)]
+mod fuzz;
 mod holdings;
 mod limits;
 mod mark;
@@ -633,7 +635,7 @@ struct Plan {
 
 fn state_key(owed: &Owed) -> Option<StateKey> {
     match owed.outgoing.topic {
-        Topic::Deltas => None,
+        Topic::Deltas | Topic::Processes | Topic::Ports => None,
         Topic::Records | Topic::Pns | Topic::Status => Some((
             owed.outgoing.topic,
             Arc::clone(&owed.outgoing.item),

@@ -42,6 +42,7 @@ pub use grammar::{
 };
 pub use listing::Source;
 pub use namespace::{NamespaceRow, Phase};
+pub(crate) use namespace::{member_of, owner_of};
 
 use crate::model::message::{Delta, Message, Op, Origin, RuntimeSource};
 use crate::model::record::Fields;

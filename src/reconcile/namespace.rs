@@ -419,7 +419,7 @@ impl Reconciler {
     }
 }
 
-fn member_of(container: &Container, process: &Process) -> Member {
+pub(crate) fn member_of(container: &Container, process: &Process) -> Member {
     Member {
         container_id: container.id.clone(),
         container_name: container.name.as_str().into(),
@@ -438,7 +438,7 @@ fn member_of(container: &Container, process: &Process) -> Member {
 
 /// The container whose init is pid 1 inside; only if that is a sandbox, or nobody's is, the container that
 /// started first, then the smallest id.
-fn owner_of(members: &[Member]) -> Option<&Member> {
+pub(crate) fn owner_of(members: &[Member]) -> Option<&Member> {
     let init = members
         .iter()
         .find(|member| member.is_init && member.kind == ContainerKind::Container);

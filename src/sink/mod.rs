@@ -15,6 +15,7 @@ pub mod publisher;
 pub mod read_back;
 mod reap;
 mod report;
+pub mod snapshot;
 pub mod stdout;
 pub mod twin;
 
@@ -43,6 +44,17 @@ pub const STATUSES_READ_MAX: i64 = 5_000;
 /// How long messages stay on the bus: deltas, and as a backstop (design §3) the compacted topics.
 pub const RETENTION: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3_600);
 
+/// How long snapshots of processes and ports stay: each of them makes the one before worthless.
+pub const SNAPSHOT_RETENTION: std::time::Duration = std::time::Duration::from_secs(24 * 3_600);
+
+/// How long the messages of a topic stay on the bus.
+pub fn retention(topic: Topic) -> std::time::Duration {
+    match topic {
+        Topic::Deltas | Topic::Records | Topic::Pns | Topic::Status => RETENTION,
+        Topic::Processes | Topic::Ports => SNAPSHOT_RETENTION,
+    }
+}
+
 /// One message on its way out. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {
@@ -53,7 +65,7 @@ pub struct Outgoing {
     pub topic: Topic,
     /// The host, first part of every key.
     pub host_id: Arc<str>,
-    /// What follows the host in the key: container id, namespace number, or empty.
+    /// What follows the host in the key: container id, namespace number, pid, socket, or empty.
     pub item: Arc<str>,
     /// The delta's op, last token of its NATS subject; empty for state messages.
     pub op: Arc<str>,
@@ -205,6 +217,8 @@ pub struct TopicSettings {
     pub replication: i32,
     /// Who makes them.
     pub manage: ManageTopics,
+    /// Which of them are used, and so made and checked.
+    pub used: Vec<Topic>,
 }
 
 impl TopicSettings {
@@ -257,6 +271,7 @@ impl Default for TopicSettings {
             partitions: 12,
             replication: -1,
             manage: ManageTopics::Create,
+            used: Topic::ALL.to_vec(),
         }
     }
 }

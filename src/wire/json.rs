@@ -38,7 +38,7 @@ impl Serialize for RecordFields<'_> {
 }
 
 /// A number as text.
-struct Text(u64);
+pub(super) struct Text(pub(super) u64);
 
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -4,6 +4,7 @@
 //! changes are additive.
 
 pub mod json;
+pub mod local;
 mod status;
 
 use std::sync::Arc;
@@ -201,6 +202,8 @@ pub fn ce_type(topic: Topic) -> &'static str {
         Topic::Records => "io.quaymaster.record.v1",
         Topic::Pns => "io.quaymaster.mapping.v1",
         Topic::Status => "io.quaymaster.status.v1",
+        Topic::Processes => "io.quaymaster.process.v1",
+        Topic::Ports => "io.quaymaster.port.v1",
     }
 }
 

@@ -6,11 +6,17 @@
 mod brokers;
 mod collector;
 mod consume;
+mod contract;
+mod engines;
 mod fold;
 mod host;
+mod image;
 mod lab;
 mod labs;
+mod local;
 mod older;
+mod package;
+mod storms;
 mod story;
 mod wait;
 mod world;

@@ -191,7 +191,7 @@ async fn streams_that_vanish_are_made_again_and_the_loss_is_told() -> anyhow::Re
         let client = client(&broker.servers).await?;
         match topic {
             Topic::Deltas => client.delete_stream(stream_name(&topics)).await.map(drop)?,
-            Topic::Records | Topic::Pns | Topic::Status => client
+            Topic::Records | Topic::Pns | Topic::Status | Topic::Processes | Topic::Ports => client
                 .delete_key_value(nats::bucket_name(&topics, topic))
                 .await
                 .map(drop)?,

@@ -15,7 +15,7 @@ use super::client::{self, Context};
 use super::errors::{Class, classify};
 use super::unavailable;
 use crate::model::Topic;
-use crate::sink::{ManageTopics, RETENTION, SinkError, TopicSettings};
+use crate::sink::{ManageTopics, SinkError, TopicSettings, retention};
 
 /// Time for one request to the cluster, the first connection included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,7 +115,8 @@ impl Admin {
             }
             ManageTopics::Verify => self.verify(settings).await.map(|()| Vec::new()),
             ManageTopics::Off => {
-                let name = settings.topic_name(Topic::Deltas);
+                let topic = settings.used.first().copied().unwrap_or(Topic::Deltas);
+                let name = settings.topic_name(topic);
                 self.look_up(&name).await.map(|_| Vec::new())
             }
         }
@@ -128,7 +129,7 @@ impl Admin {
     /// As [`Self::prepare`].
     pub async fn create(&self, settings: &TopicSettings) -> Result<Vec<String>, SinkError> {
         let mut missing = Vec::new();
-        for topic in Topic::ALL {
+        for topic in settings.used.iter().copied() {
             let name = settings.topic_name(topic);
             if self.look_up(&name).await?.is_none() {
                 missing.push((topic, name));
@@ -177,7 +178,7 @@ impl Admin {
     /// # Errors
     /// As [`Self::prepare`].
     pub async fn verify(&self, settings: &TopicSettings) -> Result<(), SinkError> {
-        for topic in Topic::ALL {
+        for topic in settings.used.iter().copied() {
             let name = settings.topic_name(topic);
             let Some(seen) = self.look_up(&name).await? else {
                 return Err(SinkError::Misconfigured {
@@ -208,13 +209,13 @@ impl Admin {
         Ok(())
     }
 
-    /// Shows the four topics as they are.
+    /// Shows the topics as they are.
     ///
     /// # Errors
     /// As [`Self::prepare`].
     pub async fn list(&self, settings: &TopicSettings) -> Result<Vec<TopicInfo>, SinkError> {
         let mut infos = Vec::new();
-        for topic in Topic::ALL {
+        for topic in settings.used.iter().copied() {
             let name = settings.topic_name(topic);
             let mut info = TopicInfo {
                 name: name.clone(),
@@ -364,7 +365,7 @@ impl Admin {
 /// The cleanup policy of a topic.
 fn cleanup_policy(topic: Topic) -> &'static str {
     match topic {
-        Topic::Deltas => "delete",
+        Topic::Deltas | Topic::Processes | Topic::Ports => "delete",
         Topic::Records | Topic::Pns | Topic::Status => "compact,delete",
     }
 }
@@ -373,10 +374,10 @@ fn cleanup_policy(topic: Topic) -> &'static str {
 fn topic_config(topic: Topic) -> Vec<(&'static str, String)> {
     let mut config = vec![
         ("cleanup.policy", cleanup_policy(topic).to_owned()),
-        ("retention.ms", RETENTION.as_millis().to_string()),
+        ("retention.ms", retention(topic).as_millis().to_string()),
     ];
     match topic {
-        Topic::Deltas => {}
+        Topic::Deltas | Topic::Processes | Topic::Ports => {}
         Topic::Records | Topic::Pns | Topic::Status => config.extend([
             ("segment.ms", "3600000".to_owned()),
             ("max.compaction.lag.ms", "3600000".to_owned()),

@@ -111,7 +111,7 @@ impl NatsSink {
     /// As [`Sink::prepare`].
     pub async fn verify_streams(&mut self) -> Result<(), SinkError> {
         let connection = self.connect().await?;
-        streams::verify(&connection, &Naming::new(&self.topics)).await
+        streams::verify(&connection, &Naming::new(&self.topics), &self.topics).await
     }
 
     /// Shows the streams as they are.
@@ -120,7 +120,7 @@ impl NatsSink {
     /// [`SinkError::Unavailable`] where the server does not answer.
     pub async fn list_streams(&mut self) -> Result<Vec<StreamInfo>, SinkError> {
         let connection = self.connect().await?;
-        streams::list(&connection, &Naming::new(&self.topics)).await
+        streams::list(&connection, &Naming::new(&self.topics), &self.topics).await
     }
 
     /// Deletes the keys whose newest value expired before `before_ms` (unix milliseconds), unless its host puts
@@ -295,7 +295,7 @@ impl Sender {
     fn take_in(&mut self, message: Outgoing) {
         let lane = match message.topic {
             Topic::Deltas => Lane::Deltas,
-            Topic::Records | Topic::Pns | Topic::Status => {
+            Topic::Records | Topic::Pns | Topic::Status | Topic::Processes | Topic::Ports => {
                 Lane::Subject(self.naming.subject(&message).into())
             }
         };
