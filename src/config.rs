@@ -2,6 +2,7 @@
 //!
 //! A raw form is read (serde; unknown keys are refused), and made into a [`Config`] whose every value is valid.
 
+pub mod access;
 #[cfg(test)]
 mod fuzz;
 pub mod keys;
@@ -11,11 +12,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use access::{Access, AccessOverrides, RawAccess, Secrets};
 use raw::{Raw, RawTopics};
 
 use crate::model::Topic;
 use crate::runtime::Endpoint;
-use crate::sink::{BusUrl, ManageTopics, TopicSettings};
+use crate::sink::{Bus, BusUrl, ManageTopics, TopicSettings};
 use crate::telemetry::LogFormat;
 
 /// The shortest and the longest time between two resyncs, or two snapshots.
@@ -94,13 +96,18 @@ pub struct Overrides {
     /// How logs are written: text or json
     #[arg(long, value_name = "FORMAT", env = "QUAYMASTER_LOG_FORMAT")]
     pub log_format: Option<String>,
+    /// How the bus is entered.
+    #[command(flatten)]
+    pub access: AccessOverrides,
 }
 
 /// A configuration that is valid.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where messages go.
-    pub bus: BusUrl,
+    /// Where messages go, with what is needed to enter it.
+    pub bus: Bus,
+    /// How a bus is entered, as it is set; of what concerns the other bus too.
+    pub access: Access,
     /// Where the state lives.
     pub state_dir: PathBuf,
     /// The runtimes' sockets; empty for discovery.
@@ -189,7 +196,7 @@ impl Config {
             Some(path) => read_file(path)?.0,
             None => Raw::default(),
         };
-        Self::check(overrides, raw)
+        Self::check_with(overrides, raw, &Secrets::of_environment()?)
     }
 
     /// The configuration, and the file as it is written, to tell what comes from there.
@@ -201,7 +208,8 @@ impl Config {
             Some(path) => read_file(path)?,
             None => Default::default(),
         };
-        Ok((Self::check(overrides, raw)?, file))
+        let config = Self::check_with(overrides, raw, &Secrets::of_environment()?)?;
+        Ok((config, file))
     }
 
     /// The configuration of an empty file, without flags and environment.
@@ -213,12 +221,24 @@ impl Config {
     }
 
     fn check(flags: &Overrides, raw: Raw) -> Result<Self, ConfigError> {
+        Self::check_with(flags, raw, &Secrets::default())
+    }
+
+    fn check_with(flags: &Overrides, raw: Raw, secrets: &Secrets) -> Result<Self, ConfigError> {
         let bus = flags
             .bus
             .clone()
             .or(raw.bus)
             .unwrap_or_else(|| "stdout:".to_owned());
         let bus = bus.parse::<BusUrl>().map_err(|error| value("bus", error))?;
+        let access = RawAccess {
+            tls: raw.tls,
+            sasl: raw.sasl,
+            nats: raw.nats,
+            librdkafka: raw.librdkafka,
+        };
+        let access = Access::check(&flags.access, access, secrets)?;
+        let bus = access.to(&bus)?;
         let processes_interval = flags.processes_interval.clone();
         let processes_interval = processes_interval
             .or(raw.processes.interval)
@@ -268,6 +288,7 @@ impl Config {
         let log_format = flags.log_format.clone().or(raw.log.format);
         Ok(Self {
             bus,
+            access,
             state_dir: flags
                 .state_dir
                 .clone()

@@ -63,8 +63,7 @@ pub struct RunArgs {
 /// # Errors
 /// With the exit code for what is wrong.
 pub async fn run(args: &RunArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.overrides)
-        .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
+    let config = super::load(&args.overrides)?;
     // First of all: a process that does not expect SIGUSR1 is ended by it.
     let resync_now = on_signal(SignalKind::user_defined1())?;
     telemetry::start(&config.log_filter, config.log_format)
@@ -456,6 +455,9 @@ fn parts(
     }
     let meta = opened.outbox.meta();
     let epoch: Arc<str> = meta.epoch.as_str().into();
+    if let Some(why) = config.bus.in_the_clear() {
+        tracing::warn!("{why}");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         host_id = &**host_id,
@@ -546,12 +548,11 @@ fn publisher_ended(ended: PublisherEnd) -> Result<(), Failure> {
 fn publisher_stopped(ended: PublisherEnd) -> Result<(), Failure> {
     match ended {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error @ SinkError::Misconfigured { .. })) => {
-            Err(Failure::new(EXIT_CONFIG, telemetry::chain(&error)))
-        }
+        // Not a bus that is away, which is waited for: stdout was closed.
         Ok(Err(error @ SinkError::Unavailable { .. })) => {
             Err(Failure::new(EXIT_FAILURE, telemetry::chain(&error)))
         }
+        Ok(Err(error)) => Err(super::sink_failure(error)),
         Err(error) => Err(Failure::new(
             EXIT_FAILURE,
             format!("the publisher ended abnormally: {error}"),

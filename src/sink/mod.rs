@@ -7,6 +7,7 @@
 //! A bus can lose what it acknowledged: restored from a copy, started after a power loss, made anew. Each time it
 //! is reached again, before anything is sent, the last acknowledged delta is read back ([`Sink::check`]).
 
+pub mod access;
 mod bus;
 mod cloudevents;
 pub mod kafka;
@@ -17,9 +18,10 @@ mod reap;
 mod report;
 pub mod snapshot;
 pub mod stdout;
+mod tls;
 pub mod twin;
 
-pub use bus::{BusUrl, BusUrlError, open};
+pub use bus::{Bus, BusUrl, BusUrlError, open};
 pub use reap::Reaped;
 
 use std::sync::Arc;
@@ -294,6 +296,35 @@ pub enum SinkError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+    /// The bus is there and does not let us in: a wrong password, a right that is missing.
+    #[error("{message}")]
+    Denied {
+        /// Where, what it says, and what to do.
+        message: String,
+    },
+    /// A certificate, the bus's or ours, is not believed.
+    #[error("{message}")]
+    Untrusted {
+        /// Whose, why, and what to do.
+        message: String,
+    },
+    /// A file with a certificate or a secret is of no use.
+    #[error(transparent)]
+    File(#[from] access::FileError),
+}
+
+impl SinkError {
+    /// Whether it may heal without a setting being changed, so that whoever runs for long tries again: a bus that
+    /// comes back, a certificate that is renewed, a password that is set anew in its file.
+    pub fn may_heal(&self) -> bool {
+        match self {
+            Self::Misconfigured { .. } => false,
+            Self::Unavailable { .. }
+            | Self::Denied { .. }
+            | Self::Untrusted { .. }
+            | Self::File(_) => true,
+        }
+    }
 }
 
 /// One bus.
@@ -302,7 +333,7 @@ pub trait Sink: Send + 'static {
     /// Connects, and creates or checks the topics.
     ///
     /// # Errors
-    /// [`SinkError::Misconfigured`] ends the program; [`SinkError::Unavailable`] is tried again by the caller.
+    /// One that [may heal](SinkError::may_heal) is tried again by the caller; another one ends the program.
     /// It may be dropped midway.
     async fn prepare(&mut self) -> Result<(), SinkError>;
 

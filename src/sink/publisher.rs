@@ -87,14 +87,14 @@ impl Publisher {
                     });
                     return Ok(());
                 }
-                Err(error @ SinkError::Misconfigured { .. }) if is_first => return Err(error),
+                Err(error) if !error.may_heal() && is_first => return Err(error),
                 // What was right at the start is a person's matter later; the messages wait for it.
-                Err(error @ SinkError::Misconfigured { .. }) => {
+                Err(error) if !error.may_heal() => {
                     let error = telemetry::chain(&error);
                     tracing::error!(%error, "the bus is not as it was; messages wait in the outbox");
                     self.health.send_replace(SinkHealth { up: false, error });
                 }
-                Err(error @ SinkError::Unavailable { .. }) => {
+                Err(error) => {
                     let error = telemetry::chain(&error);
                     tracing::warn!(%error, "the bus is not there yet; messages wait in the outbox");
                     self.health.send_replace(SinkHealth { up: false, error });

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{BusUrl, Sink};
+use super::{Bus, Sink};
 use crate::telemetry;
 
 /// The looks of the first minute, in which another's status is put twice.
@@ -51,7 +51,7 @@ pub fn other(statuses: &[Vec<u8>], own_boot_id: &str, now_ms: i64) -> Option<Oth
 }
 
 /// Looks for another collector until `stop`, and tells of one as an error in the log.
-pub async fn watch(mut sink: Box<dyn Sink>, bus: BusUrl, own: Own, stop: CancellationToken) {
+pub async fn watch(mut sink: Box<dyn Sink>, bus: Bus, own: Own, stop: CancellationToken) {
     let Some((first, later)) = rhythm(&bus) else {
         return;
     };
@@ -99,11 +99,11 @@ pub async fn watch(mut sink: Box<dyn Sink>, bus: BusUrl, own: Own, stop: Cancell
 /// The time between two looks, in the first minute and later. On NATS there is only the newest status of a key, and a
 /// look costs one request: the times are no multiples of the half minute in which two collectors take turns. On Kafka
 /// all are there, and a look reads some megabytes.
-fn rhythm(bus: &BusUrl) -> Option<(Duration, Duration)> {
+fn rhythm(bus: &Bus) -> Option<(Duration, Duration)> {
     match bus {
-        BusUrl::Stdout => None,
-        BusUrl::Kafka(_) => Some((Duration::from_secs(11), Duration::from_secs(3_600))),
-        BusUrl::Nats(_) => Some((Duration::from_secs(7), Duration::from_secs(67))),
+        Bus::Stdout => None,
+        Bus::Kafka(_) => Some((Duration::from_secs(11), Duration::from_secs(3_600))),
+        Bus::Nats(_) => Some((Duration::from_secs(7), Duration::from_secs(67))),
     }
 }
 

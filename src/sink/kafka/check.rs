@@ -8,15 +8,16 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use rdkafka::Message as _;
-use rdkafka::config::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::Offset;
 use tokio_util::sync::CancellationToken;
 
+use super::client;
 use super::read::{Reader, ce_id};
 use super::topics::Admin;
 use super::unavailable;
 use crate::model::Topic;
+use crate::sink::access::KafkaAccess;
 use crate::sink::{
     Checked, Landmark, Loss, ManageTopics, Position, SinkError, TopicSettings, Verdict, lost,
 };
@@ -28,9 +29,9 @@ const LOOKED_AT_MAX: i64 = 10_000;
 /// What is asked, and where.
 #[derive(Clone)]
 pub(super) struct Checker {
-    pub(super) base: ClientConfig,
+    pub(super) access: KafkaAccess,
+    pub(super) client_id: String,
     pub(super) topics: TopicSettings,
-    pub(super) servers: String,
 }
 
 impl Checker {
@@ -41,7 +42,7 @@ impl Checker {
     ) -> Result<Checked, SinkError> {
         let created = match self.topics.manage {
             ManageTopics::Create => {
-                Admin::of(&self.base, &self.servers)?
+                Admin::new(&self.access, &self.client_id)?
                     .create(&self.topics)
                     .await?
             }
@@ -63,7 +64,9 @@ impl Checker {
     ) -> Result<Checked, SinkError> {
         let stop = CancellationToken::new();
         let _dropped = stop.clone().drop_guard();
-        let (base, last) = (self.base.clone(), last.cloned());
+        let base = client::base_config(&self.access, &self.client_id)?;
+        let servers = self.access.servers.join(",");
+        let last = last.cloned();
         let topic = self.topics.topic_name(Topic::Deltas);
         let looked_for = last.clone();
         let looking = tokio::task::spawn_blocking(move || {
@@ -77,17 +80,12 @@ impl Checker {
             };
             Ok::<_, KafkaError>(Some((cluster, found)))
         });
-        let tried = || {
-            format!(
-                "failed to look for the last acknowledged delta at {}",
-                self.servers
-            )
-        };
+        let tried = || format!("failed to look for the last acknowledged delta at {servers}");
         let (cluster, mut verdict) = match looking.await {
             Ok(Ok(Some(found))) => found,
             Ok(Ok(None)) => {
                 return Err(SinkError::Unavailable {
-                    message: format!("kafka at {} does not answer", self.servers),
+                    message: format!("kafka at {servers} does not answer"),
                     source: None,
                 });
             }

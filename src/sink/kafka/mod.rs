@@ -1,6 +1,7 @@
 //! The Kafka sink: one ordered, idempotent sender.
 //!
-//! - [`sender`] decides what is sent when; [`client`] is librdkafka as we set it up; [`errors`] classifies;
+//! - [`sender`] decides what is sent when; [`client`] is librdkafka as we set it up, [`settings`] what may be set
+//!   besides; [`errors`] classifies, [`trouble`] finds out why a cluster does not let us in;
 //!   [`stamps`] picks timestamps; [`topics`] creates and checks topics; [`read`] reads back, for [`check`] (what was
 //!   acknowledged), [`own`] (what stands there of this host) and [`reap`].
 //! - Messages of one partition are appended in the order in which they came, first appearances at least:
@@ -16,10 +17,13 @@ mod own;
 mod read;
 mod reap;
 mod sender;
+pub mod settings;
 mod stamps;
 pub mod topics;
+mod trouble;
 
 pub use self::reap::reap;
+pub(super) use self::settings::check;
 
 use std::sync::Arc;
 
@@ -30,6 +34,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::check::Checker;
+use super::access::KafkaAccess;
 use super::report::{HealthTeller, Reporter};
 use super::{
     Checked, Ended, Landmark, Outgoing, OwnKey, Report, Sink, SinkError, SinkHealth, TopicSettings,
@@ -38,7 +43,7 @@ use super::{
 
 /// Kafka.
 pub struct KafkaSink {
-    servers: Vec<String>,
+    access: KafkaAccess,
     topics: TopicSettings,
     client_id: String,
     /// Topics that `prepare` created.
@@ -50,10 +55,10 @@ pub struct KafkaSink {
 }
 
 impl KafkaSink {
-    /// A sink for the cluster behind `servers` (`HOST:PORT` each). Nothing is connected yet.
-    pub fn new(servers: &[String], topics: &TopicSettings, client_id: &str) -> Self {
+    /// A sink for a cluster. Nothing is connected yet.
+    pub fn new(access: impl Into<KafkaAccess>, topics: &TopicSettings, client_id: &str) -> Self {
         Self {
-            servers: servers.to_vec(),
+            access: access.into(),
             topics: topics.clone(),
             client_id: client_id.to_owned(),
             created: Vec::new(),
@@ -62,15 +67,15 @@ impl KafkaSink {
         }
     }
 
-    fn base(&self) -> ClientConfig {
-        client::base_config(&self.servers, &self.client_id)
+    fn base(&self) -> Result<ClientConfig, SinkError> {
+        Ok(client::base_config(&self.access, &self.client_id)?)
     }
 
     fn checker(&self) -> Checker {
         Checker {
-            base: self.base(),
+            access: self.access.clone(),
+            client_id: self.client_id.clone(),
             topics: self.topics.clone(),
-            servers: self.servers.join(","),
         }
     }
 }
@@ -79,7 +84,7 @@ impl KafkaSink {
 impl Sink for KafkaSink {
     /// Dropped midway, a topic may have been created or not; a later call finds out.
     async fn prepare(&mut self) -> Result<(), SinkError> {
-        self.created = topics::Admin::new(&self.servers, &self.client_id)?
+        self.created = topics::Admin::new(&self.access, &self.client_id)?
             .prepare(&self.topics)
             .await?;
         Ok(())
@@ -97,11 +102,11 @@ impl Sink for KafkaSink {
     }
 
     async fn own_keys(&mut self, host_id: &str) -> Result<Vec<OwnKey>, SinkError> {
-        own::keys(&self.base(), &self.topics, host_id).await
+        own::keys(&self.base()?, &self.topics, host_id).await
     }
 
     async fn statuses(&mut self, host_id: &str) -> Result<Vec<Vec<u8>>, SinkError> {
-        own::statuses(&self.base(), &self.topics, host_id).await
+        own::statuses(&self.base()?, &self.topics, host_id).await
     }
 
     async fn run(

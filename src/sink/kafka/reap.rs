@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{self, BATCH_BYTES_MAX, Notice, Producer};
 use super::read::Reader;
 use crate::model::Topic;
+use crate::sink::access::KafkaAccess;
 use crate::sink::reap::{CE_TYPE, READ_MAX, REAP_MAX, Reaped, is_expired};
 use crate::sink::{SinkError, TopicSettings};
 
@@ -34,15 +35,16 @@ const IN_FLIGHT_MAX: usize = 1_000;
 /// # Errors
 /// [`SinkError::Unavailable`] where the cluster does not answer or does not take the tombstones.
 pub async fn reap(
-    servers: &[String],
+    access: impl Into<KafkaAccess>,
     settings: &TopicSettings,
     client_id: &str,
     before_ms: i64,
 ) -> Result<Vec<Reaped>, SinkError> {
+    let access = access.into();
     let mut all = Vec::new();
     for topic in [Topic::Records, Topic::Pns, Topic::Status] {
         let name = settings.topic_name(topic);
-        let config = client::base_config(servers, client_id);
+        let config = client::base_config(&access, client_id)?;
         let stop = CancellationToken::new();
         let _dropped = stop.clone().drop_guard();
         let reading = {
@@ -56,7 +58,7 @@ pub async fn reap(
         };
         let tombstoned = keys.len() as u64;
         if !keys.is_empty() {
-            let config = client::base_config(servers, client_id);
+            let config = client::base_config(&access, client_id)?;
             let tried = || format!("failed to start a producer for the topic `{name}`");
             let (producer, notices) = client::open_producer(&config, BATCH_BYTES_MAX)
                 .map_err(|source| unavailable(tried(), source))?;

@@ -91,6 +91,8 @@ pub(super) struct Sender {
 
 struct Live {
     producer: Producer,
+    /// Of the certificates and secrets that it was made with.
+    fingerprint: u64,
     notices: mpsc::UnboundedReceiver<Notice>,
     /// Whether it ever had a message acknowledged.
     has_delivered: bool,
@@ -336,6 +338,9 @@ impl Sender {
                 } else if code == Some(Code::Fatal) {
                     self.broken.get_or_insert_with(|| self.last_error.clone());
                     self.must_check = true;
+                } else if code.is_some_and(is_about_who_we_are) {
+                    self.health.down(&self.last_error);
+                    self.look_for_new_files();
                 }
             }
         }
@@ -471,24 +476,55 @@ impl Sender {
         }
     }
 
+    /// The cluster does not let us in, or we do not believe it. Where a certificate or a secret is another one by now,
+    /// a producer is made with it; else librdkafka goes on trying.
+    fn look_for_new_files(&mut self) {
+        let before = self.live.as_ref().map(|live| live.fingerprint);
+        match self.checker.access.fingerprint() {
+            Ok(now) if before.is_some_and(|before| before != now) => {
+                tracing::info!(
+                    "certificates or secrets have changed: connecting with the new ones"
+                );
+                self.bus_failed = true;
+                self.broken.get_or_insert_with(|| self.last_error.clone());
+            }
+            // A file that cannot be read now is perhaps just being written.
+            Ok(_) | Err(_) => {}
+        }
+    }
+
     /// Makes a producer where there is none.
     fn ensure_producer(&mut self) {
         if self.live.is_some() {
             return;
         }
-        match client::open_producer(&self.checker.base, self.batch_bytes) {
-            Ok((producer, notices)) => {
-                self.live = Some(Live {
-                    producer,
-                    notices,
-                    has_delivered: false,
-                });
-            }
+        let opened = self.open_producer();
+        match opened {
+            Ok(live) => self.live = Some(live),
             Err(error) => {
-                self.broken = Some(format!("failed to start a producer: {}", chain(&error)));
+                self.broken = Some(error);
                 self.bus_failed = true;
             }
         }
+    }
+
+    fn open_producer(&self) -> Result<Live, String> {
+        // First, so that a file that changes in between counts as changed.
+        let fingerprint = self
+            .checker
+            .access
+            .fingerprint()
+            .map_err(|error| chain(&error))?;
+        let base = client::base_config(&self.checker.access, &self.checker.client_id)
+            .map_err(|error| chain(&error))?;
+        let (producer, notices) = client::open_producer(&base, self.batch_bytes)
+            .map_err(|error| format!("failed to start a producer: {}", chain(&error)))?;
+        Ok(Live {
+            producer,
+            fingerprint,
+            notices,
+            has_delivered: false,
+        })
     }
 
     /// Closes the producer, takes its late acknowledgements, and waits before the next one.
@@ -577,6 +613,14 @@ fn discard(producer: Producer) -> oneshot::Receiver<()> {
         tracing::warn!(error = %error, "failed to start a thread to close a producer");
     }
     closed
+}
+
+/// Whether an error is one of certificates or passwords.
+fn is_about_who_we_are(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL
+    )
 }
 
 fn rejection(code: Code) -> Outcome {

@@ -13,8 +13,9 @@ use tokio::time::Instant;
 
 use super::client::{self, Context};
 use super::errors::{Class, classify};
-use super::unavailable;
+use super::{trouble, unavailable};
 use crate::model::Topic;
+use crate::sink::access::KafkaAccess;
 use crate::sink::{ManageTopics, SinkError, TopicSettings, retention};
 
 /// Time for one request to the cluster, the first connection included.
@@ -71,6 +72,8 @@ impl fmt::Display for TopicInfo {
 /// The cluster's administration.
 pub struct Admin {
     client: Arc<AdminClient<Context>>,
+    access: KafkaAccess,
+    config: ClientConfig,
     servers: String,
 }
 
@@ -82,21 +85,21 @@ struct Seen {
 }
 
 impl Admin {
-    /// A client for the cluster behind `servers`; it connects in the background.
+    /// A client for a cluster; it connects in the background.
     ///
     /// # Errors
-    /// [`SinkError::Unavailable`] where librdkafka cannot start.
-    pub fn new(servers: &[String], client_id: &str) -> Result<Self, SinkError> {
-        Self::of(&client::base_config(servers, client_id), &servers.join(","))
-    }
-
-    /// The same with the settings of a client.
-    pub(super) fn of(config: &ClientConfig, servers: &str) -> Result<Self, SinkError> {
-        let client = AdminClient::from_config_and_context(config, Context::default())
+    /// [`SinkError::File`] where a file with a secret or a certificate is of no use, [`SinkError::Unavailable`] where
+    /// librdkafka cannot start.
+    pub fn new(access: impl Into<KafkaAccess>, client_id: &str) -> Result<Self, SinkError> {
+        let access = access.into();
+        let config = client::base_config(&access, client_id)?;
+        let client = AdminClient::from_config_and_context(&config, Context::default())
             .map_err(|source| unavailable("failed to start a kafka client".to_owned(), source))?;
         Ok(Self {
             client: Arc::new(client),
-            servers: servers.to_owned(),
+            servers: access.servers.join(","),
+            access,
+            config,
         })
     }
 
@@ -239,11 +242,14 @@ impl Admin {
     async fn look_up(&self, name: &str) -> Result<Option<Seen>, SinkError> {
         let tried = format!("failed to ask {} for the topic `{name}`", self.servers);
         let (client, topic) = (Arc::clone(&self.client), name.to_owned());
-        let metadata = self
-            .blocking(&tried, move || {
-                client.inner().fetch_metadata(Some(&topic), REQUEST_TIMEOUT)
-            })
-            .await?;
+        let asked = self.blocking(&tried, move || {
+            client.inner().fetch_metadata(Some(&topic), REQUEST_TIMEOUT)
+        });
+        let metadata = match asked.await {
+            Ok(metadata) => metadata,
+            // Every question begins here, and librdkafka's answer says only that there is none.
+            Err(error) => return Err(trouble::explain(&self.access, &self.config, error).await),
+        };
         let Some(found) = metadata.topics().iter().find(|topic| topic.name() == name) else {
             return Ok(None);
         };

@@ -12,6 +12,7 @@
 mod check;
 mod connection;
 mod errors;
+mod login;
 mod naming;
 mod own;
 mod publish;
@@ -31,12 +32,14 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::login::check;
 pub use self::streams::StreamInfo;
 
 use self::connection::Connection;
 use self::naming::Naming;
 use self::publish::{Delivered, Publisher};
 use self::sound::Sound;
+use super::access::NatsAccess;
 use super::report::{Abandoned, HealthTeller, Reporter};
 use super::{
     Checked, Ended as RunEnded, IN_FLIGHT_MAX, Landmark, Outgoing, OwnKey, Report, Sink, SinkError,
@@ -59,7 +62,7 @@ const CONNECT_LONGEST: Duration = Duration::from_secs(5);
 
 /// NATS.
 pub struct NatsSink {
-    servers: Vec<String>,
+    access: NatsAccess,
     topics: TopicSettings,
     client_id: String,
     connection: Option<Connection>,
@@ -72,10 +75,10 @@ pub struct NatsSink {
 }
 
 impl NatsSink {
-    /// A sink for the server or cluster at `servers` (`HOST:PORT` each). Nothing is connected yet.
-    pub fn new(servers: &[String], topics: &TopicSettings, client_id: &str) -> Self {
+    /// A sink for a server or a cluster. Nothing is connected yet.
+    pub fn new(access: impl Into<NatsAccess>, topics: &TopicSettings, client_id: &str) -> Self {
         Self {
-            servers: servers.to_vec(),
+            access: access.into(),
             topics: topics.clone(),
             client_id: client_id.to_owned(),
             connection: None,
@@ -89,7 +92,7 @@ impl NatsSink {
         match &self.connection {
             Some(connection) => Ok(connection.clone()),
             None => {
-                let connection = Connection::open(&self.servers, &self.client_id).await?;
+                let connection = Connection::open(&self.access, &self.client_id).await?;
                 self.connection = Some(connection.clone());
                 Ok(connection)
             }
