@@ -1,6 +1,6 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
+//! `synthetic`, `recovery` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -9,6 +9,7 @@ mod daemon;
 mod latency;
 mod memory;
 mod processes;
+mod recovery;
 mod resync;
 mod synthetic;
 
@@ -17,9 +18,18 @@ fn main() -> anyhow::Result<()> {
         .skip(1)
         .filter(|argument| !argument.starts_with("--"))
         .collect();
+    // A part of `recovery` in a process of its own.
+    if let [name, directory] = &names[..]
+        && name == "recovery-fill"
+    {
+        return recovery::fill(directory.as_ref());
+    }
     let wants = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if wants("synthetic") {
         synthetic::run()?;
+    }
+    if wants("recovery") {
+        recovery::run()?;
     }
     if wants("processes") {
         processes::run()?;

@@ -571,6 +571,7 @@ fn state_failure(error: &OutboxError) -> Failure {
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }
         | OutboxError::Database { .. }
+        | OutboxError::Format { .. }
         | OutboxError::Encoding { .. } => EXIT_FAILURE,
     };
     Failure::new(code, telemetry::chain(error))

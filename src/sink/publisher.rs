@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Ended, Loss, Outgoing, Report, Sink, SinkError, SinkHealth, Verdict};
+use super::{Ended, Landmark, Loss, Outgoing, Report, Sink, SinkError, SinkHealth, Verdict};
 use crate::backoff::Backoff;
 use crate::collector::Input;
 use crate::outbox::OutboxReader;
@@ -54,11 +54,12 @@ impl Publisher {
     pub async fn run(mut self, mut sink: Box<dyn Sink>) -> Result<(), SinkError> {
         let (stop, finish) = (self.stop.clone(), self.finish.clone());
         let mut is_first = true;
+        let mut last = self.landmark();
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                ready = self.make_ready(&mut sink, is_first) => ready?,
+                ready = self.make_ready(&mut sink, last.as_ref(), is_first) => ready?,
                 () = finish.cancelled() => return Ok(()),
             }
             is_first = false;
@@ -68,6 +69,8 @@ impl Publisher {
                 Ended::Finished => return Ok(()),
                 Ended::BusLostData(loss) => self.owe_again(&loss).await,
             }
+            // What is owed again has no place on the bus yet.
+            last = None;
         }
     }
 
@@ -75,11 +78,12 @@ impl Publisher {
     async fn make_ready(
         &mut self,
         sink: &mut Box<dyn Sink>,
+        last: Option<&Landmark>,
         is_first: bool,
     ) -> Result<(), SinkError> {
         let mut backoff = Backoff::new(PREPARE_RETRY.0, PREPARE_RETRY.1);
         loop {
-            match self.try_make_ready(sink).await {
+            match self.try_make_ready(sink, last).await {
                 Ok(()) => {
                     self.health.send_replace(SinkHealth {
                         up: true,
@@ -104,21 +108,46 @@ impl Publisher {
         }
     }
 
-    async fn try_make_ready(&mut self, sink: &mut Box<dyn Sink>) -> Result<(), SinkError> {
+    async fn try_make_ready(
+        &mut self,
+        sink: &mut Box<dyn Sink>,
+        last: Option<&Landmark>,
+    ) -> Result<(), SinkError> {
         sink.prepare().await?;
-        let checked = sink.check(None).await?;
+        let checked = sink.check(last).await?;
         match checked.verdict {
             Verdict::Kept => {}
             Verdict::Lost(loss) => self.owe_again(&loss).await,
         }
+        // A collector that has ended takes no reports either.
+        let _ = self.reports.send(Input::BusIs(checked.bus)).await;
         Ok(())
     }
 
+    /// The newest delta that the bus acknowledged, as far as the collector has committed it.
+    fn landmark(&self) -> Option<Landmark> {
+        self.reader.last_acked().map(|last| Landmark {
+            bus: last.bus,
+            position: last.position,
+            ce_id: last.ce_id,
+        })
+    }
+
+    /// Has the collector owe what the bus lost, and waits until that is committed.
     async fn owe_again(&self, loss: &Loss) {
+        let last = self.reader.last_acked();
+        let lost_from = last.and_then(|last| lost_from(loss.newest.as_deref()?, &last.ce_id));
         tracing::error!(
             reason = loss.reason,
+            lost_from,
             "the bus has lost what it had acknowledged"
         );
+        let (done, committed) = oneshot::channel();
+        let lost = Input::BusLostData { lost_from, done };
+        if self.reports.send(lost).await.is_ok() {
+            // Without an answer the collector has ended, and we are about to.
+            let _ = committed.await;
+        }
     }
 
     /// One run of the sink, from the oldest message that is owed on; the sink comes back.
@@ -202,6 +231,14 @@ impl Publisher {
     }
 }
 
+/// The oldest delta that is lost, by the newest one of the same host and epoch that is there.
+fn lost_from(newest: &str, last: &str) -> Option<u64> {
+    let (line, newest) = newest.rsplit_once(':')?;
+    let (last_line, last) = last.rsplit_once(':')?;
+    let (newest, last): (u64, u64) = (newest.parse().ok()?, last.parse().ok()?);
+    (line == last_line && newest <= last).then(|| newest + 1)
+}
+
 /// Passes reports on in groups, as many as have come.
 async fn forward_reports(mut reports: mpsc::Receiver<Report>, to: mpsc::Sender<Input>) {
     loop {
@@ -211,6 +248,25 @@ async fn forward_reports(mut reports: mpsc::Receiver<Report>, to: mpsc::Sender<I
         }
         if to.send(Input::Reported(group)).await.is_err() {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_begins_behind_the_newest_that_is_there() {
+        for (newest, last, from) in [
+            ("h:e:41", "h:e:50", Some(42)),
+            ("h:e:50", "h:e:50", Some(51)),
+            ("h:e:51", "h:e:50", None),
+            ("h:earlier:41", "h:e:50", None),
+            ("h:e:r41", "h:e:50", None),
+            ("", "h:e:50", None),
+        ] {
+            assert_eq!(lost_from(newest, last), from, "{newest} {last}");
         }
     }
 }

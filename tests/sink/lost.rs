@@ -23,7 +23,9 @@ impl Driven {
             let report = self.report().await?;
             match report.outcome {
                 Outcome::Acked(position) => places.push((report.row, position)),
-                Outcome::Rejected(reason) => anyhow::bail!("row {}: {reason}", report.row),
+                Outcome::Rejected(reason) | Outcome::Replaced { reason, .. } => {
+                    anyhow::bail!("row {}: {reason}", report.row)
+                }
             }
         }
         Ok(places)
