@@ -14,6 +14,7 @@ mod labs;
 mod local;
 mod older;
 mod package;
+mod sight;
 mod storms;
 mod story;
 mod wait;

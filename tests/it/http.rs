@@ -12,14 +12,14 @@ use crate::PATIENCE;
 use crate::fake_docker::{FakeContainer, FakeDocker};
 
 /// A collector that listens; it ends when it is dropped.
-struct Listening {
+pub(crate) struct Listening {
     child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _state: tempfile::TempDir,
 }
 
 impl Listening {
-    fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         let state = tempfile::tempdir()?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_quaymaster"))
             .args([
