@@ -6,9 +6,11 @@
 mod brokers;
 mod collector;
 mod consume;
+mod contract;
 mod engines;
 mod fold;
 mod host;
+mod image;
 mod lab;
 mod labs;
 mod local;
