@@ -34,9 +34,11 @@ pub fn man(command: Command, directory: &Path) -> Result<(), Failure> {
     let written = std::fs::create_dir_all(directory)
         .and_then(|()| clap_mangen::generate_to(command, directory));
     written.map_err(|error| {
-        let code = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => EXIT_NO_PERMISSION,
-            _ => EXIT_FAILURE,
+        let is_denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let code = if is_denied {
+            EXIT_NO_PERMISSION
+        } else {
+            EXIT_FAILURE
         };
         let path = directory.display();
         Failure::new(

@@ -176,21 +176,16 @@ async fn exchange(address: &Address, path: &str) -> Exchanged {
     let request = Request::get(path)
         .header(hyper::header::HOST, &address.0)
         .body(Empty::<Bytes>::new())?;
-    let asking = async {
+    let asking = async move {
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX);
         Ok((status, body.collect().await?.to_bytes()))
     };
-    tokio::pin!(connection);
-    tokio::select! {
-        answer = asking => answer,
-        // It ends first only where there is no answer.
-        ended = &mut connection => match ended {
-            Ok(()) => Err("the connection was closed".into()),
-            Err(error) => Err(error.into()),
-        },
-    }
+    // The listener closes the connection behind its answer, of which there may be something left to take. Where the
+    // connection fails, the answer fails with it.
+    let (answer, _) = tokio::join!(asking, connection);
+    answer
 }
 
 #[cfg(test)]
