@@ -6,7 +6,7 @@
 use super::clock::Now;
 use super::decide::{Decision, decide};
 use super::event::{Defect, EventReader, Question, Shape};
-use super::splice::{added, push_text};
+use super::splice::{Spliced, added, push_text};
 use super::table::{Applied, Container, SharedBy, Table, TableKey};
 use super::waiting::{Waiting, WaitingQueue};
 
@@ -77,7 +77,7 @@ pub enum Action {
     /// To the output.
     Send {
         /// Its text.
-        payload: Vec<u8>,
+        payload: Spliced,
         /// Its host, where it has told one.
         host: Option<Box<str>>,
     },
@@ -345,7 +345,7 @@ impl<T> Joiner<T> {
                     let mark = format!(r#"{{"match":"invalid","reason":"{}"}}"#, defect.as_str());
                     added(payload, shape, &self.settings.added_field, mark.as_bytes())
                 } else {
-                    payload.to_vec()
+                    Spliced::unaltered(payload)
                 };
                 Action::Send {
                     payload,

@@ -24,4 +24,6 @@ mod testing;
 mod tests;
 mod waiting;
 
+pub use splice::Spliced;
+
 pub use decide::{HOST_PNS_INODE, TOLERANCE_MS};

@@ -1,15 +1,26 @@
 //! Adds an object to the end of an event's JSON, and leaves all its other bytes as they are: no number is written anew,
 //! no field moves.
 
+use std::ops::Range;
+
 use super::event::{Shape, TAKEN_SUFFIX};
+
+/// A text with what was added to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spliced {
+    /// The whole text.
+    pub text: Vec<u8>,
+    /// Where the addition stands; empty where there is none.
+    pub added: Range<usize>,
+}
 
 /// The text with `,"name":value` (or `"name":value` in an empty object) before its last brace. `value` is JSON.
 ///
 /// `text` is an object's JSON, as the reader has found; what is none is given back as it is.
-pub(super) fn added(text: &[u8], shape: Shape, name: &str, value: &[u8]) -> Vec<u8> {
+pub(super) fn added(text: &[u8], shape: Shape, name: &str, value: &[u8]) -> Spliced {
     let end = text.trim_ascii_end();
     let Some(body) = end.strip_suffix(b"}") else {
-        return text.to_vec();
+        return Spliced::unaltered(text);
     };
     // Room for the quotes, the colon, the comma, and a name that has to be escaped.
     let mut out = Vec::with_capacity(text.len() + value.len() + 2 * name.len() + 16);
@@ -24,8 +35,24 @@ pub(super) fn added(text: &[u8], shape: Shape, name: &str, value: &[u8]) -> Vec<
     }
     out.push(b':');
     out.extend_from_slice(value);
+    let added = body.len()..out.len();
     out.extend_from_slice(&text[body.len()..]);
-    out
+    Spliced { text: out, added }
+}
+
+impl Spliced {
+    /// A text without an addition.
+    pub(super) fn unaltered(text: &[u8]) -> Self {
+        Self {
+            text: text.to_vec(),
+            added: 0..0,
+        }
+    }
+
+    /// Takes the addition out again.
+    pub fn take_back(&mut self) {
+        self.text.drain(std::mem::take(&mut self.added));
+    }
 }
 
 /// Writes a text as JSON.
@@ -82,7 +109,10 @@ mod tests {
             let reader = EventReader::new(Preset::Quaymaster.fields(), "container").expect("a preset");
             let shape = reader.read(text.as_bytes(), b"", 0).shape;
             let out = added(text.as_bytes(), shape, "container", br#"{"match":"x"}"#);
-            let out = String::from_utf8(out).expect("it was UTF-8");
+            let mut back = out.clone();
+            back.take_back();
+            prop_assert_eq!(&back.text, text.as_bytes());
+            let out = String::from_utf8(out.text).expect("it was UTF-8");
 
             let read: Map<String, Value> = serde_json::from_str(&out).expect("it is an object");
             let name = if object.contains_key("container") { "container_quaymaster" } else { "container" };
@@ -104,7 +134,7 @@ mod tests {
     #[test]
     fn numbers_are_not_written_anew() {
         let text = br#"{"a":1.0,"b":1e400,"c":123456789012345678901234567890,"d":-0}"#;
-        let out = added(text, Shape::default(), "x", b"1");
+        let out = added(text, Shape::default(), "x", b"1").text;
         let expected = br#"{"a":1.0,"b":1e400,"c":123456789012345678901234567890,"d":-0,"x":1}"#;
         assert_eq!(out, expected);
         let out = added(
@@ -116,6 +146,7 @@ mod tests {
             "x\"y",
             b"1",
         );
+        let out = out.text;
         assert_eq!(out, b" {\"x\\\"y\":1} \n");
     }
 }
