@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use quaymaster::cli::{self, config, doctor, exec, list, outbox, run, schema, topics};
+use quaymaster::cli::{self, config, doctor, enrich, exec, list, outbox, run, schema, topics};
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
 use quaymaster::procfs::ProcessTable;
@@ -29,6 +29,8 @@ enum Command {
     List(list::ListArgs),
     /// Run a command in a container
     Exec(exec::ExecArgs),
+    /// Add the container to process events: join a topic of events with the mappings
+    Enrich(Box<enrich::EnrichArgs>),
     /// Create, check, show or tidy up the topics of the bus
     Topics {
         #[command(flatten)]
@@ -84,6 +86,7 @@ async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
     let mut err = std::io::stderr();
     match command {
         Command::Run(args) => ended(run::run(args).await, &mut err),
+        Command::Enrich(args) => ended(enrich::run(args).await, &mut err),
         Command::List(args) => {
             let processes = ProcessTable::open(Path::new("/proc")).ok();
             let pns_of = move |pid| Some(pns_text(processes.as_ref()?.pns_inode(pid)?));

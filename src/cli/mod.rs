@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod doctor;
+pub mod enrich;
 pub mod exec;
 mod gather;
 pub mod list;

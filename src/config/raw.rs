@@ -20,6 +20,7 @@ pub(super) struct Raw {
     pub(super) outbox: RawOutbox,
     pub(super) http: RawHttp,
     pub(super) log: RawLog,
+    pub(super) enrich: super::enrich::RawEnrich,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -16,6 +16,8 @@ pub mod event;
 pub mod fields;
 mod interner;
 pub mod joiner;
+pub mod kafka;
+pub mod shell;
 mod splice;
 pub mod table;
 #[cfg(test)]

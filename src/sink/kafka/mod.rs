@@ -15,6 +15,10 @@ mod sender;
 mod stamps;
 pub mod topics;
 
+pub(crate) use self::client::{
+    BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Producer, base_config, open_producer,
+};
+pub(crate) use self::errors::{Class, classify};
 pub use self::reap::reap;
 
 use async_trait::async_trait;
