@@ -15,10 +15,10 @@ use crate::backoff::Backoff;
 use crate::config::enrich::EnrichOverrides;
 use crate::config::{Config, Overrides};
 use crate::enrich::joiner::{JoinSettings, OnInvalid};
-use crate::enrich::kafka;
 use crate::enrich::shell::Setup;
 use crate::enrich::shell::page::EnrichPage;
 use crate::enrich::shell::stats::Stats;
+use crate::enrich::{kafka, nats};
 use crate::http;
 use crate::notify::Notifier;
 use crate::sink::kafka::topics::Admin;
@@ -109,7 +109,9 @@ async fn join(
                 )),
             }
         }
-        BusUrl::Nats(_) => Err(no_bus()),
+        BusUrl::Nats(_) => nats::run(&setup, stats, stop)
+            .await
+            .map_err(|error| Failure::new(EXIT_CONFIG, error)),
     }
 }
 

@@ -202,7 +202,7 @@ pub(super) fn settings(
     }
     let waiting = flags.waiting_max_bytes.clone().or(raw.waiting_max_bytes);
     let on_invalid = flags.on_invalid.clone().or(raw.on_invalid);
-    let input = name("enrich.input", flags.input.clone().or(raw.input))?;
+    let input = input(flags.input.clone().or(raw.input))?;
     let output = name("enrich.output", flags.output.clone().or(raw.output))?;
     let invalid_topic = flags.invalid_topic.clone().or(raw.invalid_topic);
     let invalid_topic = name("enrich.invalid_topic", invalid_topic)?;
@@ -229,6 +229,13 @@ pub(super) fn settings(
         on_invalid: parsed("enrich.on_invalid", on_invalid.as_deref())?.unwrap_or_default(),
         invalid_topic,
     })
+}
+
+/// The input's name; on NATS it may be a subject with wildcards.
+fn input(text: Option<String>) -> Result<Option<String>, ConfigError> {
+    let bare = |text: &str| text.replace(".*", "").replace(".>", "");
+    name("enrich.input", text.as_deref().map(bare))?;
+    Ok(text)
 }
 
 /// A name that both buses take.

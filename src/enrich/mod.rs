@@ -17,6 +17,7 @@ pub mod fields;
 mod interner;
 pub mod joiner;
 pub mod kafka;
+pub mod nats;
 pub mod shell;
 mod splice;
 pub mod table;

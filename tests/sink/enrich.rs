@@ -28,10 +28,11 @@ const INODES: std::ops::Range<u64> = 4_026_540_000..4_026_540_020;
 /// Partitions of the input.
 const PARTITIONS: i32 = 6;
 
-/// A member that runs. One that is dropped is killed.
+/// A member that runs. One that is dropped before it was ended is killed, and shows its log: its test failed.
 pub(crate) struct Enricher {
     child: Child,
     log: tempfile::NamedTempFile,
+    is_ended: bool,
 }
 
 impl Enricher {
@@ -49,7 +50,11 @@ impl Enricher {
             .stdout(Stdio::null())
             .stderr(File::create(log.path())?)
             .spawn()?;
-        Ok(Self { child, log })
+        Ok(Self {
+            child,
+            log,
+            is_ended: false,
+        })
     }
 
     pub(crate) fn log(&self) -> anyhow::Result<String> {
@@ -72,6 +77,7 @@ impl Enricher {
     pub(crate) fn kill(mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        self.is_ended = true;
         Ok(())
     }
 
@@ -80,6 +86,7 @@ impl Enricher {
         kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let status: ExitStatus = until("it ends", async || Ok(self.child.try_wait()?)).await?;
         let log = self.log()?;
+        self.is_ended = true;
         ensure!(status.success(), "it ended with {status}: {log}");
         Ok(log)
     }
@@ -89,7 +96,7 @@ impl Drop for Enricher {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        if std::thread::panicking() {
+        if !self.is_ended {
             crate::lab::report(&self.log().unwrap_or_default());
         }
     }
@@ -134,8 +141,8 @@ pub(crate) fn event(host: &str, inode: u64, number: usize) -> String {
 /// An event that does not compress, of so many bytes.
 pub(crate) fn large_event(inode: u64, number: usize, bytes: usize) -> String {
     let event = event("h", inode, number);
-    let mut text = event.trim_end_matches('}').to_owned();
-    text.push_str("},\"noise\":\"");
+    let mut text = event.strip_suffix('}').unwrap_or(&event).to_owned();
+    text.push_str(",\"noise\":\"");
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     while text.len() < bytes - 2 {
         state ^= state << 13;

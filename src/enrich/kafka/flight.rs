@@ -325,8 +325,16 @@ impl Flight {
         {
             payload.take_back();
             let ticket = self.next_ticket;
-            if self.hand_over(ticket, &envelope, &payload, to).is_ok() {
-                self.note_sent(ticket, mark, to, payload.text.len(), None, true);
+            let error = match self.hand_over(ticket, &envelope, &payload, to) {
+                Ok(()) => {
+                    self.note_sent(ticket, mark, to, payload.text.len(), None, true);
+                    return;
+                }
+                Err(error) => error,
+            };
+            if error.rdkafka_error_code().map(classify) != Some(Class::Rejected) {
+                // It is taken again from what was committed.
+                self.fail(Failure::Bus(error.to_string()));
                 return;
             }
         }

@@ -29,7 +29,7 @@ use super::joiner::{Action, Done, Incoming, Joiner};
 use super::shell::stats::{Phase, Stats};
 use super::shell::{Clock, DRAIN_GRACE, LOG_INTERVAL, SWEEP_INTERVAL, Setup, TELL_INTERVAL};
 use crate::backoff::Backoff;
-use crate::sink::kafka::{BATCH_BYTES_MAX, BATCH_BYTES_MIN, base_config, open_producer};
+use crate::sink::kafka::{BATCH_BYTES_MAX, BATCH_BYTES_MIN, Order, base_config, open_producer};
 
 /// Messages of either topic that are taken before the other one has its turn.
 const TURN_MAX: usize = 500;
@@ -198,7 +198,10 @@ impl Enricher<'_> {
             session.close_intake(is_closed).map_err(broken)?;
             self.take_events(&session, &mut done);
             self.joiner.tick(self.clock.now(), &mut done);
-            self.hand_over(&session, &mut done)?;
+            if let Err(failure) = self.hand_over(&session, &mut done) {
+                self.tell_session(&session);
+                return Err(failure);
+            }
             let now = Instant::now();
             if now >= commit_at {
                 session.commit(CommitMode::Async);
@@ -213,14 +216,14 @@ impl Enricher<'_> {
                 tell_at = now + TELL_INTERVAL;
             }
             if now >= log_at {
-                self.log();
+                self.stats.log();
                 log_at = now + LOG_INTERVAL;
             }
             let is_drained = self.joiner.waiting().0 == 0 && session.flight().in_flight() == 0;
             if drain_until.is_some_and(|until| is_drained || now >= until) {
                 session.commit(CommitMode::Sync);
                 self.tell_session(&session);
-                self.log();
+                self.stats.log();
                 return Ok(());
             }
         }
@@ -332,20 +335,6 @@ impl Enricher<'_> {
         });
     }
 
-    fn log(&self) {
-        let figures = self.stats.figures();
-        tracing::info!(
-            events = figures.counts.events,
-            sent = figures.sent,
-            matched = figures.counts.matched,
-            unmatched = figures.counts.unmatched,
-            waiting = figures.waiting,
-            mappings = figures.mappings,
-            lag = figures.lag,
-            "joined so far"
-        );
-    }
-
     fn away(&self, error: &str) {
         let is_new = self.stats.figures().error != error;
         if is_new {
@@ -394,7 +383,7 @@ impl Session {
     fn open(setup: &Setup, routes: Routes) -> Result<Self, KafkaError> {
         let mut config = base_config(&setup.servers, &setup.client_id);
         config.set("message.max.bytes", MESSAGE_BYTES_MAX);
-        let (producer, notices) = open_producer(&config, routes.batch_bytes)?;
+        let (producer, notices) = open_producer(&config, routes.batch_bytes, Order::Loose)?;
         let flight = Arc::new(Mutex::new(Flight::new(routes, producer, notices)));
         let mut config = base_config(&setup.servers, &setup.client_id);
         config

@@ -80,6 +80,21 @@ impl Stats {
         alter(&mut self.figures.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Logs those that matter most.
+    pub fn log(&self) {
+        let figures = self.figures();
+        tracing::info!(
+            events = figures.counts.events,
+            sent = figures.sent,
+            matched = figures.counts.matched,
+            unmatched = figures.counts.unmatched,
+            waiting = figures.waiting,
+            mappings = figures.mappings,
+            lag = figures.lag,
+            "joined so far"
+        );
+    }
+
     /// As they are.
     pub fn figures(&self) -> Figures {
         let figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);

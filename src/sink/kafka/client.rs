@@ -62,6 +62,24 @@ pub(crate) fn base_config(servers: &[String], client_id: &str) -> ClientConfig {
     config
 }
 
+/// What a producer does when the broker refuses a message for what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// It dies rather than leave a hole that later messages could pass.
+    Gapless,
+    /// It goes on with those behind.
+    Loose,
+}
+
+impl Order {
+    fn gapless(self) -> &'static str {
+        match self {
+            Self::Gapless => "true",
+            Self::Loose => "false",
+        }
+    }
+}
+
 /// Makes a producer and the receiver of its notices. It connects in the background.
 ///
 /// # Errors
@@ -69,12 +87,13 @@ pub(crate) fn base_config(servers: &[String], client_id: &str) -> ClientConfig {
 pub(crate) fn open_producer(
     base: &ClientConfig,
     batch_bytes: u32,
+    order: Order,
 ) -> Result<(Producer, mpsc::UnboundedReceiver<Notice>), KafkaError> {
     let (notices, receiver) = mpsc::unbounded_channel();
     let mut config = base.clone();
     config
         .set("enable.idempotence", "true")
-        .set("enable.gapless.guarantee", "true")
+        .set("enable.gapless.guarantee", order.gapless())
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
         .set("message.timeout.ms", "0")

@@ -16,7 +16,7 @@ mod stamps;
 pub mod topics;
 
 pub(crate) use self::client::{
-    BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Producer, base_config, open_producer,
+    BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Order, Producer, base_config, open_producer,
 };
 pub(crate) use self::errors::{Class, classify};
 pub use self::reap::reap;

@@ -372,7 +372,7 @@ impl Sender {
         if self.live.is_some() {
             return;
         }
-        match client::open_producer(&self.base, self.batch_bytes) {
+        match client::open_producer(&self.base, self.batch_bytes, client::Order::Gapless) {
             Ok((producer, notices)) => self.live = Some(Live { producer, notices }),
             Err(error) => {
                 self.broken = Some(format!("failed to start a producer: {}", chain(&error)));

@@ -39,9 +39,9 @@ pub(super) struct Standing {
 
 /// A connection to a server or cluster. Cheap to clone; the last one closes it.
 #[derive(Clone)]
-pub(super) struct Connection {
-    pub(super) client: Client,
-    pub(super) jetstream: jetstream::Context,
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    pub(crate) jetstream: jetstream::Context,
     standing: watch::Receiver<Standing>,
 }
 
@@ -50,7 +50,7 @@ impl Connection {
     ///
     /// # Errors
     /// [`SinkError::Unavailable`] where no server answers in time.
-    pub(super) async fn open(servers: &[String], name: &str) -> Result<Self, SinkError> {
+    pub(crate) async fn open(servers: &[String], name: &str) -> Result<Self, SinkError> {
         let (sender, standing) = watch::channel(Standing::default());
         let sender = Arc::new(sender);
         let urls: Vec<_> = servers
@@ -110,7 +110,7 @@ impl Connection {
     }
 
     /// Waits until the connection is up.
-    pub(super) async fn wait_until_up(&self) {
+    pub(crate) async fn wait_until_up(&self) {
         let mut standing = self.standing.clone();
         while !self.is_up() {
             // The state is looked at again after a while too: the client may drop events.

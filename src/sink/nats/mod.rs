@@ -27,10 +27,11 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::connection::Connection;
+pub(crate) use self::errors::{Class, classify};
+pub(crate) use self::naming::{Naming, token_text};
 pub use self::streams::StreamInfo;
 
-use self::connection::Connection;
-use self::naming::Naming;
 use self::publish::{Delivered, Publisher};
 use super::report::{Abandoned, HealthTeller, Reporter};
 use super::{IN_FLIGHT_MAX, Outgoing, Report, Sink, SinkError, SinkHealth, TopicSettings};
