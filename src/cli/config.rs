@@ -6,6 +6,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Subcommand};
 
 use super::{EXIT_CONFIG, EXIT_FAILURE, Failure};
+use crate::config::access::SECRET_VARIABLES;
 use crate::config::enrich::EnrichOverrides;
 use crate::config::keys::{self, KEYS, Key};
 use crate::config::{Config, Overrides};
@@ -43,15 +44,14 @@ pub fn run(
 ) -> Result<(), Failure> {
     let text = match command {
         ConfigCommand::Show(all) => {
-            let loaded = Config::load_with_file(&all.overrides, &all.enrich);
-            let (config, file) = loaded.map_err(|e| wrong(&e))?;
+            let (config, file) = Config::load_with_file(&all.overrides, &all.enrich)?;
             let matches = matches.and_then(|matches| matches.subcommand_matches("show"));
             let origin = |key: &Key| origin(key, matches, &file);
             show(&config, &origin)
         }
         ConfigCommand::Check(all) => check(all)?,
         ConfigCommand::Example => {
-            let defaults = Config::defaults().map_err(|e| wrong(&e))?;
+            let defaults = Config::defaults()?;
             keys::example(&defaults)
         }
     };
@@ -65,7 +65,7 @@ fn show(config: &Config, origin: &dyn Fn(&Key) -> &'static str) -> String {
         .iter()
         .map(|key| match (key.value)(config) {
             Some(value) => (format!("{} = {value}", key.name), origin(key)),
-            None => (format!("# {} is not set", key.name), ""),
+            None => (format!("# {} is not set{}", key.name, held(key)), ""),
         })
         .collect();
     let width = lines
@@ -86,6 +86,16 @@ fn show(config: &Config, origin: &dyn Fn(&Key) -> &'static str) -> String {
     text
 }
 
+/// Says that a variable holds the secret of a key; never the secret.
+fn held(key: &Key) -> String {
+    SECRET_VARIABLES
+        .iter()
+        .filter(|(of, _)| *of == key.name)
+        .filter(|(_, name)| std::env::var_os(name).is_some_and(|text| !text.is_empty()))
+        .map(|(_, name)| format!(": {name} holds the secret"))
+        .collect()
+}
+
 fn origin(key: &Key, matches: Option<&ArgMatches>, file: &toml::Table) -> &'static str {
     let source = key
         .flag
@@ -100,8 +110,7 @@ fn origin(key: &Key, matches: Option<&ArgMatches>, file: &toml::Table) -> &'stat
 
 /// All that can be said of a configuration without the runtimes and the bus (for those there is `doctor`).
 fn check(all: &AllOverrides) -> Result<String, Failure> {
-    let loaded = Config::load_with_file(&all.overrides, &all.enrich);
-    let (config, _) = loaded.map_err(|e| wrong(&e))?;
+    let (config, _) = Config::load_with_file(&all.overrides, &all.enrich)?;
     let failure = |error: String| Failure::new(EXIT_CONFIG, error);
     telemetry::check_filter(&config.log_filter).map_err(failure)?;
     let host_id = host::host_id(config.host_id.as_deref()).map_err(failure)?;
@@ -109,8 +118,4 @@ fn check(all: &AllOverrides) -> Result<String, Failure> {
         "the configuration is valid: host {host_id}, bus {}\n",
         config.bus
     ))
-}
-
-fn wrong(error: &crate::config::ConfigError) -> Failure {
-    Failure::new(EXIT_CONFIG, super::chain(error))
 }

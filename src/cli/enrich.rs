@@ -10,7 +10,7 @@ use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
 use super::run::{bind, on_signal};
-use super::{EXIT_CONFIG, EXIT_FAILURE, Failure, chain};
+use super::{EXIT_CONFIG, EXIT_FAILURE, Failure, chain, sink_failure};
 use crate::backoff::Backoff;
 use crate::config::enrich::EnrichOverrides;
 use crate::config::{Config, Overrides};
@@ -21,8 +21,9 @@ use crate::enrich::shell::stats::Stats;
 use crate::enrich::{kafka, nats};
 use crate::http;
 use crate::notify::Notifier;
+use crate::sink::Bus;
+use crate::sink::access::KafkaAccess;
 use crate::sink::kafka::topics::Admin;
-use crate::sink::{BusUrl, SinkError};
 use crate::telemetry;
 
 /// The first wait for a bus that is away, and the longest.
@@ -47,10 +48,10 @@ pub struct EnrichArgs {
 /// # Errors
 /// With the exit code for what is wrong.
 pub async fn run(args: &EnrichArgs) -> Result<(), Failure> {
-    let (config, _) = Config::load_with_file(&args.overrides, &args.enrich)
-        .map_err(|error| Failure::new(EXIT_CONFIG, chain(&error)))?;
+    let (config, _) = Config::load_with_file(&args.overrides, &args.enrich)?;
     telemetry::start(&config.log_filter, config.log_format)
         .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
+    config.bus.check().map_err(sink_failure)?;
     let setup = setup(&config)?;
     let listener = match config.http_listen {
         Some(address) => Some(bind(address).await?),
@@ -65,7 +66,7 @@ pub async fn run(args: &EnrichArgs) -> Result<(), Failure> {
     });
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        bus = %config.bus,
+        bus = %config.bus.url(),
         input = setup.input,
         output = setup.output,
         group = setup.group,
@@ -92,14 +93,15 @@ async fn join(
     stop: &CancellationToken,
 ) -> Result<(), Failure> {
     match &config.bus {
-        BusUrl::Stdout => Err(no_bus()),
-        BusUrl::Kafka(_) => {
-            if !prepare_kafka(&setup, stats, stop).await? {
+        Bus::Stdout => Err(no_bus()),
+        Bus::Kafka(access) => {
+            if !prepare_kafka(&setup, access, stats, stop).await? {
                 return Ok(());
             }
-            let (stats, stop) = (Arc::clone(stats), stop.clone());
+            let (access, stats, stop) = (access.clone(), Arc::clone(stats), stop.clone());
             let joined =
-                tokio::task::spawn_blocking(move || kafka::run(&setup, &stats, &stop)).await;
+                tokio::task::spawn_blocking(move || kafka::run(&setup, &access, &stats, &stop))
+                    .await;
             match joined {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => Err(Failure::new(EXIT_CONFIG, error)),
@@ -109,7 +111,7 @@ async fn join(
                 )),
             }
         }
-        BusUrl::Nats(_) => nats::run(&setup, stats, stop)
+        Bus::Nats(access) => nats::run(&setup, access, stats, stop)
             .await
             .map_err(|error| Failure::new(EXIT_CONFIG, error)),
     }
@@ -118,13 +120,14 @@ async fn join(
 /// Creates or checks the topics, for as long as the bus is away. Whether it was done before it was stopped.
 async fn prepare_kafka(
     setup: &Setup,
+    access: &KafkaAccess,
     stats: &Stats,
     stop: &CancellationToken,
 ) -> Result<bool, Failure> {
     let mut backoff = Backoff::new(BUS_WAIT.0, BUS_WAIT.1);
     loop {
         let attempt = async {
-            let admin = Admin::new(&setup.servers, &setup.client_id)?;
+            let admin = Admin::new(access, &setup.client_id)?;
             admin.prepare(&setup.topics).await?;
             let mut names = vec![setup.output.as_str()];
             if setup.join.on_invalid == OnInvalid::Topic {
@@ -136,10 +139,8 @@ async fn prepare_kafka(
             () = stop.cancelled() => return Ok(false),
             result = attempt => match result {
                 Ok(()) => return Ok(true),
-                Err(error @ SinkError::Misconfigured { .. }) => {
-                    return Err(Failure::new(EXIT_CONFIG, chain(&error)));
-                }
-                Err(error @ SinkError::Unavailable { .. }) => chain(&error),
+                Err(error) if error.may_heal() => chain(&error),
+                Err(error) => return Err(sink_failure(error)),
             },
         };
         tracing::warn!(error, "the bus is away");
@@ -189,16 +190,11 @@ fn setup(config: &Config) -> Result<Setup, Failure> {
             format!("no {flag} topic: set `--{flag}` (`enrich.{flag}`)"),
         )
     };
-    let servers = match &config.bus {
-        BusUrl::Kafka(servers) | BusUrl::Nats(servers) => servers.clone(),
-        BusUrl::Stdout => return Err(no_bus()),
-    };
     let enrich = &config.enrich;
     let input = enrich.input.clone().ok_or_else(|| missing("input"))?;
     let output = enrich.output.clone().ok_or_else(|| missing("output"))?;
     let invalid = enrich.invalid_topic.clone();
     Ok(Setup {
-        servers,
         topics: config.topics.clone(),
         client_id: enrich.group.clone(),
         input,

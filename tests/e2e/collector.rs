@@ -1,5 +1,6 @@
 //! The real binary, as a service manager runs it.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,6 +20,8 @@ pub(crate) struct Setup {
     bus: String,
     endpoints: Vec<String>,
     arguments: Vec<String>,
+    /// The binary, after what it is started through.
+    program: Vec<OsString>,
     /// Log lines at ERROR that a test expects, by a part of their text.
     pub(crate) expected_errors: Vec<String>,
 }
@@ -31,6 +34,7 @@ impl Setup {
             bus: bus.to_owned(),
             endpoints: endpoints.to_vec(),
             arguments: Vec::new(),
+            program: vec![env!("CARGO_BIN_EXE_quaymaster").into()],
             expected_errors: Vec::new(),
         }
     }
@@ -40,6 +44,17 @@ impl Setup {
         self.arguments
             .extend(arguments.iter().map(|&argument| argument.to_owned()));
         self
+    }
+
+    /// Another binary, after what it is started through, such as `setpriv`, which ends by becoming it.
+    pub(crate) fn through(mut self, program: Vec<OsString>) -> Self {
+        self.program = program;
+        self
+    }
+
+    /// The folder of its state, its output and its log.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// What all its lives wrote to stdout.
@@ -52,10 +67,13 @@ impl Setup {
         std::fs::create_dir_all(&self.dir)?;
         let log_path = self.dir.join("log");
         let log_from = std::fs::metadata(&log_path).map_or(0, |metadata| metadata.len());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quaymaster"));
-        command
-            .arg("run")
-            .args(["--bus", &self.bus, "--host-id", HOST_ID]);
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]).arg("run").args([
+            "--bus",
+            &self.bus,
+            "--host-id",
+            HOST_ID,
+        ]);
         command.arg("--state-dir").arg(self.dir.join("state"));
         for endpoint in &self.endpoints {
             command.args(["--endpoint", endpoint]);

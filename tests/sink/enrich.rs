@@ -403,3 +403,90 @@ async fn late_mappings_foreign_messages_and_bad_events_never_stop_it() -> anyhow
     ensure!(kafka.committed()? == 8, "{}", kafka.committed()?);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nats_members_share_a_durable_consumer_and_lose_nothing() -> anyhow::Result<()> {
+    let Some(broker) = Broker::Nats.steady().await? else {
+        return Ok(());
+    };
+    let topics = fresh_topics();
+    let mut sink = quaymaster::sink::nats::NatsSink::new(&broker.servers, &topics, "test");
+    sink.create_streams().await?;
+    let flat = topics.prefix.replace('.', "_");
+    let (input, output) = (format!("{flat}_in"), format!("{flat}_out"));
+    let client = async_nats::connect(broker.servers.join(",")).await?;
+    let jetstream = async_nats::jetstream::new(client);
+    jetstream
+        .create_stream(async_nats::jetstream::stream::Config {
+            name: format!("{flat}_events"),
+            subjects: vec![format!("{input}.>")],
+            ..Default::default()
+        })
+        .await?;
+    let bucket = jetstream.get_key_value(format!("{flat}-pns")).await?;
+    for inode in INODES.skip(1) {
+        let value = mapping("h", inode, now_ms() - 60_000);
+        bucket.put(format!("h.{inode}"), value.into()).await?;
+    }
+    bucket.put("foreign", "not a mapping".into()).await?;
+    bucket.delete("h.5").await?;
+    let bus = format!("nats://{}", broker.servers.join(","));
+    let from = format!("{input}.>");
+    let arguments = ["--input", &from, "--output", &output, "--grace", "60s"];
+    let mut first = Enricher::start(&bus, &topics, &arguments)?;
+    first.says(&["the table is filled", "mappings=19"]).await?;
+    let mut second = Enricher::start(&bus, &topics, &arguments)?;
+    second.says(&["the table is filled"]).await?;
+    let total = 600;
+    let large = large_event(INODES.start + 1, total + 1, 1_048_400);
+    let send = async |numbers: std::ops::Range<usize>| -> anyhow::Result<()> {
+        for number in numbers {
+            let inode = INODES.start + number as u64 % (INODES.end - INODES.start);
+            let subject = format!("{input}.h.{number}");
+            let event = event("h", inode, number);
+            jetstream.publish(subject, event.into()).await?.await?;
+        }
+        Ok(())
+    };
+    send(0..300).await?;
+    jetstream
+        .publish(format!("{input}.h.x"), "not json".into())
+        .await?
+        .await?;
+    jetstream
+        .publish(format!("{input}.h.x"), large.clone().into())
+        .await?
+        .await?;
+    // Those of the first namespace have come before their mapping.
+    let late = INODES.start;
+    let value = mapping("h", late, now_ms() - 60_000);
+    bucket.put(format!("h.{late}"), value.into()).await?;
+    send(300..total).await?;
+    let stream = until("there is an output", async || {
+        Ok(jetstream.get_stream(output.to_uppercase()).await.ok())
+    })
+    .await?;
+    let mut joined = BTreeSet::new();
+    let (mut next, mut has_large, mut has_bad) = (1, false, false);
+    until("all events are in the output", async || {
+        while let Ok(message) = stream.get_raw_message(next).await {
+            next += 1;
+            has_large |= message.payload == large.as_bytes();
+            has_bad |= &*message.payload == b"not json";
+            let Ok(value) = serde_json::from_slice::<Value>(&message.payload) else {
+                continue;
+            };
+            let inode = value["fields"]["pns_inode"].as_str().unwrap_or_default();
+            if value["container"]["container_id"] == format!("c{inode}") {
+                joined.extend(value["number"].as_u64());
+            }
+        }
+        Ok((joined.len() == total && has_large && has_bad).then_some(()))
+    })
+    .await?;
+    for member in [first, second] {
+        let log = member.stop().await?;
+        ensure!(!log.contains("ERROR"), "{log}");
+    }
+    Ok(())
+}

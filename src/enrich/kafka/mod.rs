@@ -29,6 +29,7 @@ use super::joiner::{Action, Done, Incoming, Joiner};
 use super::shell::stats::{Phase, Stats};
 use super::shell::{Clock, DRAIN_GRACE, LOG_INTERVAL, SWEEP_INTERVAL, Setup, TELL_INTERVAL};
 use crate::backoff::Backoff;
+use crate::sink::access::{FileError, KafkaAccess};
 use crate::sink::kafka::{BATCH_BYTES_MAX, BATCH_BYTES_MIN, Order, base_config, open_producer};
 
 /// Messages of either topic that are taken before the other one has its turn.
@@ -62,9 +63,15 @@ const MESSAGE_BYTES_MAX: &str = "67108864";
 ///
 /// # Errors
 /// When the events' format cannot be read; a bus that is away is waited for.
-pub fn run(setup: &Setup, stats: &Arc<Stats>, stop: &CancellationToken) -> Result<(), String> {
+pub fn run(
+    setup: &Setup,
+    access: &KafkaAccess,
+    stats: &Arc<Stats>,
+    stop: &CancellationToken,
+) -> Result<(), String> {
     let mut enricher = Enricher {
         setup,
+        access,
         stats,
         stop,
         clock: Clock::start(),
@@ -119,6 +126,7 @@ pub fn run(setup: &Setup, stats: &Arc<Stats>, stop: &CancellationToken) -> Resul
 
 struct Enricher<'a> {
     setup: &'a Setup,
+    access: &'a KafkaAccess,
     stats: &'a Stats,
     stop: &'a CancellationToken,
     clock: Clock,
@@ -136,7 +144,7 @@ impl Enricher<'_> {
         let topic = self.setup.topics.topic_name(crate::model::Topic::Pns);
         let mut reader = loop {
             let setup = self.setup;
-            match TableReader::open(&setup.servers, &setup.client_id, &setup.group, &topic) {
+            match TableReader::open(self.access, &setup.client_id, &setup.group, &topic) {
                 Ok(reader) => break reader,
                 Err(error) => self.away(&format!("the topic `{topic}` cannot be read: {error}")),
             }
@@ -179,7 +187,8 @@ impl Enricher<'_> {
     /// Joins until `stop` or a failure.
     fn session(&mut self, table: &mut TableReader) -> Result<(), Failure> {
         let broken = |error: KafkaError| Failure::Bus(error.to_string());
-        let mut session = Session::open(self.setup, self.routes.clone()).map_err(broken)?;
+        let mut session =
+            Session::open(self.setup, self.access, self.routes.clone()).map_err(broken)?;
         self.stats.tell(|figures| figures.phase = Phase::Live);
         let mut done = Vec::new();
         let (mut commit_at, mut sweep_at) = (Instant::now(), Instant::now() + SWEEP_INTERVAL);
@@ -371,6 +380,11 @@ fn incoming<'m>(message: &'m BorrowedMessage<'_>, mark: Mark) -> Incoming<'m, En
     }
 }
 
+/// A file with a secret or a certificate that is of no use, as librdkafka's own errors are told.
+fn unusable(error: &FileError) -> KafkaError {
+    KafkaError::ClientCreation(crate::telemetry::chain(error))
+}
+
 /// A consumer of the group and a producer.
 struct Session {
     consumer: BaseConsumer<Watch>,
@@ -380,12 +394,12 @@ struct Session {
 }
 
 impl Session {
-    fn open(setup: &Setup, routes: Routes) -> Result<Self, KafkaError> {
-        let mut config = base_config(&setup.servers, &setup.client_id);
+    fn open(setup: &Setup, access: &KafkaAccess, routes: Routes) -> Result<Self, KafkaError> {
+        let mut config = base_config(access, &setup.client_id).map_err(|error| unusable(&error))?;
         config.set("message.max.bytes", MESSAGE_BYTES_MAX);
         let (producer, notices) = open_producer(&config, routes.batch_bytes, Order::Loose)?;
         let flight = Arc::new(Mutex::new(Flight::new(routes, producer, notices)));
-        let mut config = base_config(&setup.servers, &setup.client_id);
+        let mut config = base_config(access, &setup.client_id).map_err(|error| unusable(&error))?;
         config
             .set("group.id", &setup.group)
             .set("enable.auto.commit", "false")

@@ -8,8 +8,10 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::unusable;
 use super::watch::Watch;
 use crate::enrich::table::TableKey;
+use crate::sink::access::KafkaAccess;
 use crate::sink::kafka::base_config;
 
 /// Time for the topic's metadata.
@@ -28,12 +30,12 @@ impl TableReader {
     /// # Errors
     /// When the cluster does not tell the topic's partitions.
     pub(super) fn open(
-        servers: &[String],
+        access: &KafkaAccess,
         client_id: &str,
         group: &str,
         topic: &str,
     ) -> Result<Self, KafkaError> {
-        let mut config = base_config(servers, client_id);
+        let mut config = base_config(access, client_id).map_err(|error| unusable(&error))?;
         config
             // Needed by name only: partitions are assigned by hand, and nothing is committed.
             .set("group.id", format!("{group}-table"))

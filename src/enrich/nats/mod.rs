@@ -29,6 +29,7 @@ use super::shell::{Clock, DRAIN_GRACE, LOG_INTERVAL, SWEEP_INTERVAL, Setup, TELL
 use super::table::TableKey;
 use crate::backoff::Backoff;
 use crate::model::Topic;
+use crate::sink::access::NatsAccess;
 use crate::sink::nats::{Connection, Naming, NatsSink, token_text};
 use crate::sink::{ManageTopics, RETENTION, Sink as _, SinkError};
 
@@ -76,11 +77,13 @@ type Deliveries = FuturesUnordered<BoxFuture<'static, Delivered<Acker>>>;
 /// When a setting is wrong; a server that is away is waited for.
 pub async fn run(
     setup: &Setup,
+    access: &NatsAccess,
     stats: &Arc<Stats>,
     stop: &CancellationToken,
 ) -> Result<(), String> {
     let mut enricher = Enricher {
         setup,
+        access,
         stats,
         stop,
         clock: Clock::start(),
@@ -119,6 +122,7 @@ pub async fn run(
 
 struct Enricher<'a> {
     setup: &'a Setup,
+    access: &'a NatsAccess,
     stats: &'a Stats,
     stop: &'a CancellationToken,
     clock: Clock,
@@ -130,9 +134,9 @@ impl Enricher<'_> {
     async fn session(&mut self) -> Result<(), BoxError> {
         let setup = self.setup;
         let opening = async {
-            let mut sink = NatsSink::new(&setup.servers, &setup.topics, &setup.client_id);
+            let mut sink = NatsSink::new(self.access, &setup.topics, &setup.client_id);
             sink.prepare().await?;
-            let connection = Connection::open(&setup.servers, &setup.client_id).await?;
+            let connection = Connection::open(self.access, &setup.client_id).await?;
             ensure_output(&connection, setup, &setup.output).await?;
             if setup.join.on_invalid == super::joiner::OnInvalid::Topic {
                 ensure_output(&connection, setup, &setup.invalid).await?;

@@ -26,8 +26,6 @@ pub(super) const DRAIN_GRACE: Duration = Duration::from_secs(10);
 /// What a shell has to know.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// The `HOST:PORT` of the bus's servers.
-    pub servers: Vec<String>,
     /// The topics of the collectors, for the mappings.
     pub topics: TopicSettings,
     /// The name that the bus sees.

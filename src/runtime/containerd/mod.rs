@@ -9,6 +9,9 @@
 //! There is no replay, and a hint that is lost costs only its being early. containerd queues without bound for a
 //! slow reader, so the stream is read at all times.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

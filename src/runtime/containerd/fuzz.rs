@@ -1,0 +1,29 @@
+//! containerd's events as it does not write them.
+
+use prost::Message as _;
+
+use super::created_task;
+use super::proto::{Any, Envelope, TaskCreate};
+use crate::fuzzing::feed;
+
+#[test]
+fn fuzz_containerd_events() {
+    let task = TaskCreate {
+        container_id: b"abc".to_vec(),
+        pid: 7,
+    };
+    let envelope = Envelope {
+        namespace: b"moby".to_vec(),
+        topic: b"/tasks/create".to_vec(),
+        event: Some(Any {
+            value: task.encode_to_vec(),
+        }),
+    };
+    let samples = [envelope.encode_to_vec(), task.encode_to_vec()];
+    feed("containerd events", &samples, |bytes| {
+        if let Ok(envelope) = Envelope::decode(bytes) {
+            drop(created_task(&envelope));
+        }
+        drop(TaskCreate::decode(bytes));
+    });
+}
