@@ -17,6 +17,7 @@ mod labs;
 mod local;
 mod older;
 mod package;
+mod safety;
 mod storms;
 mod story;
 mod wait;
