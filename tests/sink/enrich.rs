@@ -223,7 +223,16 @@ impl Kafka {
 
     async fn put(&self, topic: &str, key: &str, value: Option<&str>) -> anyhow::Result<()> {
         self.hand_over(topic, key, value)?;
-        Ok(self.producer.flush(WAIT)?)
+        self.delivered().await
+    }
+
+    async fn delivered(&self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + WAIT;
+        while self.producer.in_flight_count() > 0 {
+            ensure!(Instant::now() < deadline, "not delivered within {WAIT:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 
     async fn map(&self, inode: u64) -> anyhow::Result<()> {

@@ -369,13 +369,12 @@ async fn fill(
     let mut messages = consumer.messages().await?;
     // Nothing waits for a mapping yet.
     let mut done = Vec::new();
-    while !is_empty {
+    let mut is_read = is_empty;
+    while !is_read {
         let message = tokio::time::timeout(FILL_TIMEOUT, messages.next()).await?;
         let message = message.ok_or("the mappings' consumer has ended")??;
         put(joiner, &bucket, &message, clock, &mut done);
-        if message.info()?.pending == 0 {
-            break;
-        }
+        is_read = message.info()?.pending == 0;
     }
     Ok(messages)
 }
