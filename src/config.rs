@@ -2,6 +2,8 @@
 //!
 //! A raw form is read (serde; unknown keys are refused), and made into a [`Config`] whose every value is valid.
 
+pub mod access;
+pub mod enrich;
 #[cfg(test)]
 mod fuzz;
 pub mod keys;
@@ -11,11 +13,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use access::{Access, AccessOverrides, RawAccess, Secrets};
+use enrich::{EnrichOverrides, EnrichSettings};
 use raw::{Raw, RawTopics};
 
 use crate::model::Topic;
 use crate::runtime::Endpoint;
-use crate::sink::{BusUrl, ManageTopics, TopicSettings};
+use crate::sink::{Bus, BusUrl, ManageTopics, TopicSettings};
 use crate::telemetry::LogFormat;
 
 /// The shortest and the longest time between two resyncs, or two snapshots.
@@ -91,13 +95,18 @@ pub struct Overrides {
     /// How logs are written: text or json
     #[arg(long, value_name = "FORMAT", env = "QUAYMASTER_LOG_FORMAT")]
     pub log_format: Option<String>,
+    /// How the bus is entered.
+    #[command(flatten)]
+    pub access: AccessOverrides,
 }
 
 /// A configuration that is valid.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where messages go.
-    pub bus: BusUrl,
+    /// Where messages go, with what is needed to enter it.
+    pub bus: Bus,
+    /// How a bus is entered, as it is set; of what concerns the other bus too.
+    pub access: Access,
     /// Where the state lives.
     pub state_dir: PathBuf,
     /// The runtimes' sockets; empty for discovery.
@@ -132,6 +141,8 @@ pub struct Config {
     pub log_filter: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// The joiner's own settings.
+    pub enrich: EnrichSettings,
 }
 
 /// A setting that is wrong. One line that names it and what would be right.
@@ -180,23 +191,23 @@ impl Config {
     /// # Errors
     /// For the first setting that is wrong.
     pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
-        let raw = match &overrides.config {
-            Some(path) => read_file(path)?.0,
-            None => Raw::default(),
-        };
-        Self::check(overrides, raw)
+        Ok(Self::load_with_file(overrides, &EnrichOverrides::default())?.0)
     }
 
     /// The configuration, and the file as it is written, to tell what comes from there.
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn load_with_file(overrides: &Overrides) -> Result<(Self, toml::Table), ConfigError> {
+    pub fn load_with_file(
+        overrides: &Overrides,
+        enrich: &EnrichOverrides,
+    ) -> Result<(Self, toml::Table), ConfigError> {
         let (raw, file) = match &overrides.config {
             Some(path) => read_file(path)?,
             None => Default::default(),
         };
-        Ok((Self::check(overrides, raw)?, file))
+        let config = Self::check_with(overrides, enrich, raw, &Secrets::of_environment()?)?;
+        Ok((config, file))
     }
 
     /// The configuration of an empty file, without flags and environment.
@@ -204,16 +215,41 @@ impl Config {
     /// # Errors
     /// None that is known: defaults are valid.
     pub fn defaults() -> Result<Self, ConfigError> {
-        Self::check(&Overrides::default(), Raw::default())
+        Self::check(
+            &Overrides::default(),
+            &EnrichOverrides::default(),
+            Raw::default(),
+        )
     }
 
-    fn check(flags: &Overrides, raw: Raw) -> Result<Self, ConfigError> {
+    fn check(
+        flags: &Overrides,
+        enrich_flags: &EnrichOverrides,
+        raw: Raw,
+    ) -> Result<Self, ConfigError> {
+        Self::check_with(flags, enrich_flags, raw, &Secrets::default())
+    }
+
+    fn check_with(
+        flags: &Overrides,
+        enrich_flags: &EnrichOverrides,
+        raw: Raw,
+        secrets: &Secrets,
+    ) -> Result<Self, ConfigError> {
         let bus = flags
             .bus
             .clone()
             .or(raw.bus)
             .unwrap_or_else(|| "stdout:".to_owned());
         let bus = bus.parse::<BusUrl>().map_err(|error| value("bus", error))?;
+        let access = RawAccess {
+            tls: raw.tls,
+            sasl: raw.sasl,
+            nats: raw.nats,
+            librdkafka: raw.librdkafka,
+        };
+        let access = Access::check(&flags.access, access, secrets)?;
+        let bus = access.to(&bus)?;
         let processes_interval = flags.processes_interval.clone();
         let processes_interval = processes_interval
             .or(raw.processes.interval)
@@ -262,6 +298,7 @@ impl Config {
         let log_format = flags.log_format.clone().or(raw.log.format);
         Ok(Self {
             bus,
+            access,
             state_dir: flags
                 .state_dir
                 .clone()
@@ -300,6 +337,7 @@ impl Config {
                     ));
                 }
             },
+            enrich: enrich::settings(enrich_flags, raw.enrich)?,
         })
     }
 }
@@ -489,7 +527,8 @@ mod tests {
 
     fn load(text: &str) -> Result<Config, String> {
         let (raw, _) = parse(text).map_err(|wrong| format!("{wrong:?}"))?;
-        Config::check(&Overrides::default(), raw).map_err(|error| error.to_string())
+        Config::check(&Overrides::default(), &EnrichOverrides::default(), raw)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -519,6 +558,13 @@ mod tests {
             ("http.listen = \"localhost\"", "http.listen"),
             ("http.listen = \"0.0.0.0:9464\"", "http.listen_anywhere"),
             ("bus = 7", "invalid type"),
+            ("enrich.preset = \"falco\"", "no PID namespace"),
+            ("enrich.field_pns = [\"a..b\"]", "enrich.field_pns"),
+            ("enrich.time_unit = \"h\"", "enrich.time_unit"),
+            ("enrich.on_invalid = \"stop\"", "enrich.on_invalid"),
+            ("enrich.grace = \"1h\"", "5m at most"),
+            ("enrich.input = \"a b\"", "enrich.input"),
+            ("enrich.input = \"a\"\nenrich.output = \"a\"", "go round"),
         ];
         for (text, expected) in cases {
             let error = load(text).err().unwrap_or_default();
@@ -533,7 +579,8 @@ mod tests {
             ..Overrides::default()
         };
         let raw = toml::from_str("resync_interval = \"7s\"").expect("valid TOML");
-        let config = Config::check(&flags, raw).expect("valid settings");
+        let config =
+            Config::check(&flags, &EnrichOverrides::default(), raw).expect("valid settings");
         assert_eq!(config.resync_interval, Duration::from_secs(9));
     }
 }

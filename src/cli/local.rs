@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::gather::{Gathered, gather};
 use super::list::Format;
-use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_UNAVAILABLE, Failure, chain};
+use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_UNAVAILABLE, Failure, sink_failure};
 use crate::config::{Config, Overrides};
 use crate::host;
 use crate::local::scan::Scene;
@@ -67,8 +67,7 @@ impl Here {
         overrides: &Overrides,
         err: &mut (dyn Write + Send),
     ) -> Result<Result<Self, u8>, Failure> {
-        let config =
-            Config::load(overrides).map_err(|error| Failure::new(EXIT_CONFIG, chain(&error)))?;
+        let config = Config::load(overrides)?;
         let table =
             ProcessTable::open(&config.procfs).map_err(|error| no_table(&config, &error))?;
         let table = Arc::new(table);
@@ -131,12 +130,7 @@ impl Here {
         let count = messages.len();
         let sent = match self.try_publish(topic, messages).await {
             Ok(sent) => sent,
-            Err(error @ SinkError::Misconfigured { .. }) => {
-                return told(&Failure::new(EXIT_CONFIG, chain(&error)), err);
-            }
-            Err(error @ SinkError::Unavailable { .. }) => {
-                return told(&Failure::new(EXIT_UNAVAILABLE, chain(&error)), err);
-            }
+            Err(error) => return told(&sink_failure(error), err),
         };
         let word = topic.as_str();
         if sent.lost() == 0 {

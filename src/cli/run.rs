@@ -61,8 +61,7 @@ pub struct RunArgs {
 /// # Errors
 /// With the exit code for what is wrong.
 pub async fn run(args: &RunArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.overrides)
-        .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
+    let config = super::load(&args.overrides)?;
     // First of all: a process that does not expect SIGUSR1 is ended by it.
     let resync_now = on_signal(SignalKind::user_defined1())?;
     telemetry::start(&config.log_filter, config.log_format)
@@ -375,7 +374,9 @@ impl Daemon {
 }
 
 /// Takes the HTTP listener's place before anything else is begun.
-async fn bind(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener, Failure> {
+pub(super) async fn bind(
+    address: std::net::SocketAddr,
+) -> Result<tokio::net::TcpListener, Failure> {
     let listener = tokio::net::TcpListener::bind(address).await;
     let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
     let (address, listener) = bound.map_err(|error| {
@@ -430,6 +431,9 @@ fn parts(
     }
     let meta = opened.outbox.meta();
     let epoch: Arc<str> = meta.epoch.as_str().into();
+    if let Some(why) = config.bus.in_the_clear() {
+        tracing::warn!("{why}");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         host_id = &**host_id,
@@ -520,12 +524,11 @@ fn publisher_ended(ended: PublisherEnd) -> Result<(), Failure> {
 fn publisher_stopped(ended: PublisherEnd) -> Result<(), Failure> {
     match ended {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error @ SinkError::Misconfigured { .. })) => {
-            Err(Failure::new(EXIT_CONFIG, telemetry::chain(&error)))
-        }
+        // Not a bus that is away, which is waited for: stdout was closed.
         Ok(Err(error @ SinkError::Unavailable { .. })) => {
             Err(Failure::new(EXIT_FAILURE, telemetry::chain(&error)))
         }
+        Ok(Err(error)) => Err(super::sink_failure(error)),
         Err(error) => Err(Failure::new(
             EXIT_FAILURE,
             format!("the publisher ended abnormally: {error}"),
@@ -544,6 +547,7 @@ fn state_failure(error: &OutboxError) -> Failure {
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }
         | OutboxError::Database { .. }
+        | OutboxError::Format { .. }
         | OutboxError::Encoding { .. } => EXIT_FAILURE,
     };
     Failure::new(code, telemetry::chain(error))
@@ -594,7 +598,7 @@ async fn once_done(once: bool, mut snapshot: watch::Receiver<Snapshot>) -> Resul
     }
 }
 
-fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
+pub(super) fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind)
         .map_err(|error| Failure::new(EXIT_FAILURE, format!("no signals to be had: {error}")))
 }

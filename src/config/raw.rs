@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::access::{RawNats, RawSasl, RawTls};
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
@@ -21,6 +23,11 @@ pub(super) struct Raw {
     pub(super) processes: RawProcesses,
     pub(super) http: RawHttp,
     pub(super) log: RawLog,
+    pub(super) enrich: super::enrich::RawEnrich,
+    pub(super) tls: RawTls,
+    pub(super) sasl: RawSasl,
+    pub(super) nats: RawNats,
+    pub(super) librdkafka: toml::Table,
 }
 
 #[derive(Debug, Default, Deserialize)]

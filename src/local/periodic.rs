@@ -18,7 +18,7 @@ use crate::collector::Input;
 use crate::model::Topic;
 use crate::procfs::ProcessTable;
 use crate::sink::snapshot::{self, Sent};
-use crate::sink::{BusUrl, Outgoing, SinkError, TopicSettings};
+use crate::sink::{Bus, Outgoing, SinkError, TopicSettings};
 use crate::telemetry;
 use crate::wire::Host;
 use crate::wire::local::Snapshot;
@@ -41,7 +41,7 @@ pub struct Periodic {
     /// The time between two.
     pub interval: Duration,
     /// Where to.
-    pub bus: BusUrl,
+    pub bus: Bus,
     /// How the topics are named and made.
     pub topics: TopicSettings,
     /// Who the bus sees.

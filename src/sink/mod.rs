@@ -4,6 +4,7 @@
 //! by the bus, or rejected for what the message is. It retries for as long as it takes; no retry gives up on
 //! time. What was handed over and not reported when the process dies is handed over again by the next one.
 
+pub mod access;
 mod bus;
 mod cloudevents;
 pub mod kafka;
@@ -13,8 +14,9 @@ mod reap;
 mod report;
 pub mod snapshot;
 pub mod stdout;
+mod tls;
 
-pub use bus::{BusUrl, BusUrlError, open};
+pub use bus::{Bus, BusUrl, BusUrlError, open};
 pub use reap::Reaped;
 
 use std::sync::Arc;
@@ -99,6 +101,13 @@ pub enum Outcome {
     Acked(Position),
     /// The bus refuses it for what it is: too large, invalid.
     Rejected(String),
+    /// The bus refuses the delta for what it is, and has the `gap` of [`crate::wire::quarantine_gap`] in its place.
+    Replaced {
+        /// Why it refuses the delta.
+        reason: String,
+        /// Where it has the gap.
+        position: Position,
+    },
 }
 
 /// One message's end.
@@ -218,6 +227,35 @@ pub enum SinkError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+    /// The bus is there and does not let us in: a wrong password, a right that is missing.
+    #[error("{message}")]
+    Denied {
+        /// Where, what it says, and what to do.
+        message: String,
+    },
+    /// A certificate, the bus's or ours, is not believed.
+    #[error("{message}")]
+    Untrusted {
+        /// Whose, why, and what to do.
+        message: String,
+    },
+    /// A file with a certificate or a secret is of no use.
+    #[error(transparent)]
+    File(#[from] access::FileError),
+}
+
+impl SinkError {
+    /// Whether it may heal without a setting being changed, so that whoever runs for long tries again: a bus that
+    /// comes back, a certificate that is renewed, a password that is set anew in its file.
+    pub fn may_heal(&self) -> bool {
+        match self {
+            Self::Misconfigured { .. } => false,
+            Self::Unavailable { .. }
+            | Self::Denied { .. }
+            | Self::Untrusted { .. }
+            | Self::File(_) => true,
+        }
+    }
 }
 
 /// One bus.
@@ -226,7 +264,7 @@ pub trait Sink: Send + 'static {
     /// Connects, and creates or checks the topics.
     ///
     /// # Errors
-    /// [`SinkError::Misconfigured`] ends the program; [`SinkError::Unavailable`] is tried again by the caller.
+    /// One that [may heal](SinkError::may_heal) is tried again by the caller; another one ends the program.
     /// It may be dropped midway.
     async fn prepare(&mut self) -> Result<(), SinkError>;
 

@@ -51,10 +51,10 @@ fn processes_ports_and_nested_namespaces_are_told_their_containers() -> Result<(
     let guest = docker.run_staying("guest", &["--pid", "container:outer"])?;
     let agent = docker.run_staying("agent", &["--pid", "host"])?;
 
-    let init = docker.pid(&outer)?;
+    let init = docker.pid(&outer)?.to_string();
     let inner = eventually("a process in a nested namespace", || {
         let rows = fields(&docker, "processes")?;
-        let inner = rows.iter().find(|row| row["ppid"] == init.to_string());
+        let inner = rows.iter().find(|row| row["ppid"] == init);
         inner.cloned().context("it is not there")
     })?;
     ensure!(inner["container_id"] == outer, "{inner}");
@@ -96,7 +96,8 @@ fn processes_ports_and_nested_namespaces_are_told_their_containers() -> Result<(
         port["port"] == PORT && port["exe"] == "/bin/busybox",
         "{port}"
     );
-    ensure!(port["pid"] == docker.pid(&web)?.to_string(), "{port}");
+    let pid = docker.pid(&web)?.to_string();
+    ensure!(port["pid"] == pid, "{port}");
     let table = ask(&docker, &["ports"])?;
     ensure!(
         table

@@ -10,6 +10,7 @@
 
 mod connection;
 mod errors;
+mod login;
 mod naming;
 mod publish;
 mod reap;
@@ -27,11 +28,14 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::connection::Connection;
+pub(crate) use self::errors::{Class, classify};
+pub(super) use self::login::check;
+pub(crate) use self::naming::{Naming, token_text};
 pub use self::streams::StreamInfo;
 
-use self::connection::Connection;
-use self::naming::Naming;
 use self::publish::{Delivered, Publisher};
+use super::access::NatsAccess;
 use super::report::{Abandoned, HealthTeller, Reporter};
 use super::{IN_FLIGHT_MAX, Outgoing, Report, Sink, SinkError, SinkHealth, TopicSettings};
 use crate::backoff::Backoff;
@@ -51,17 +55,17 @@ const CONNECT_LONGEST: Duration = Duration::from_secs(5);
 
 /// NATS.
 pub struct NatsSink {
-    servers: Vec<String>,
+    access: NatsAccess,
     topics: TopicSettings,
     client_id: String,
     connection: Option<Connection>,
 }
 
 impl NatsSink {
-    /// A sink for the server or cluster at `servers` (`HOST:PORT` each). Nothing is connected yet.
-    pub fn new(servers: &[String], topics: &TopicSettings, client_id: &str) -> Self {
+    /// A sink for a server or a cluster. Nothing is connected yet.
+    pub fn new(access: impl Into<NatsAccess>, topics: &TopicSettings, client_id: &str) -> Self {
         Self {
-            servers: servers.to_vec(),
+            access: access.into(),
             topics: topics.clone(),
             client_id: client_id.to_owned(),
             connection: None,
@@ -72,7 +76,7 @@ impl NatsSink {
         match &self.connection {
             Some(connection) => Ok(connection.clone()),
             None => {
-                let connection = Connection::open(&self.servers, &self.client_id).await?;
+                let connection = Connection::open(&self.access, &self.client_id).await?;
                 self.connection = Some(connection.clone());
                 Ok(connection)
             }
