@@ -4,11 +4,13 @@ pub mod backoff;
 pub mod cli;
 pub mod collector;
 pub mod config;
+pub mod enrich;
 #[cfg(test)]
 mod fuzzing;
 pub mod heartbeat;
 pub mod host;
 pub mod http;
+pub mod local;
 pub mod model;
 pub mod notify;
 pub mod outbox;

@@ -5,7 +5,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use quaymaster::cli::{self, config, doctor, exec, list, outbox, run, schema, topics};
+use quaymaster::cli::{
+    self, config, doctor, enrich, exec, list, local, outbox, ports, processes, run, schema, topics,
+    whois,
+};
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
 use quaymaster::procfs::ProcessTable;
@@ -29,6 +32,14 @@ enum Command {
     List(list::ListArgs),
     /// Run a command in a container
     Exec(exec::ExecArgs),
+    /// Add the container to process events: join a topic of events with the mappings
+    Enrich(Box<enrich::EnrichArgs>),
+    /// Say whose a process, a PID namespace or a container is
+    Whois(whois::WhoisArgs),
+    /// Print the host's processes with their containers, or send them to the bus
+    Processes(Box<local::SnapshotArgs>),
+    /// Print the listening sockets with their processes and containers, or send them to the bus
+    Ports(Box<local::SnapshotArgs>),
     /// Create, check, show or tidy up the topics of the bus
     Topics {
         #[command(flatten)]
@@ -84,12 +95,16 @@ async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
     let mut err = std::io::stderr();
     match command {
         Command::Run(args) => ended(run::run(args).await, &mut err),
+        Command::Enrich(args) => ended(enrich::run(args).await, &mut err),
         Command::List(args) => {
             let processes = ProcessTable::open(Path::new("/proc")).ok();
             let pns_of = move |pid| Some(pns_text(processes.as_ref()?.pns_inode(pid)?));
             list::run(args, &pns_of, &mut out, &mut err).await
         }
         Command::Exec(args) => exec::run(args, &mut out, &mut err).await,
+        Command::Whois(args) => whois::run(args, &mut out, &mut err).await,
+        Command::Processes(args) => processes::run(args, &mut out, &mut err).await,
+        Command::Ports(args) => ports::run(args, &mut out, &mut err).await,
         Command::Topics { overrides, command } => ended(
             topics::configured(overrides, *command, &mut out).await,
             &mut err,

@@ -6,17 +6,28 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Subcommand};
 
 use super::{EXIT_CONFIG, EXIT_FAILURE, Failure};
+use crate::config::access::SECRET_VARIABLES;
+use crate::config::enrich::EnrichOverrides;
 use crate::config::keys::{self, KEYS, Key};
 use crate::config::{Config, Overrides};
 use crate::{host, telemetry};
+
+/// The flags and variables of every command.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AllOverrides {
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(flatten)]
+    enrich: EnrichOverrides,
+}
 
 /// What to do with the configuration.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Print what is in force, and where each value comes from: default, file, environment or flag
-    Show(Box<Overrides>),
+    Show(Box<AllOverrides>),
     /// Say whether the configuration is valid
-    Check(Box<Overrides>),
+    Check(Box<AllOverrides>),
     /// Print a file with every key and its default, as comments
     Example,
 }
@@ -32,15 +43,15 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let text = match command {
-        ConfigCommand::Show(overrides) => {
-            let (config, file) = Config::load_with_file(overrides).map_err(|e| wrong(&e))?;
+        ConfigCommand::Show(all) => {
+            let (config, file) = Config::load_with_file(&all.overrides, &all.enrich)?;
             let matches = matches.and_then(|matches| matches.subcommand_matches("show"));
             let origin = |key: &Key| origin(key, matches, &file);
             show(&config, &origin)
         }
-        ConfigCommand::Check(overrides) => check(overrides)?,
+        ConfigCommand::Check(all) => check(all)?,
         ConfigCommand::Example => {
-            let defaults = Config::defaults().map_err(|e| wrong(&e))?;
+            let defaults = Config::defaults()?;
             keys::example(&defaults)
         }
     };
@@ -54,7 +65,7 @@ fn show(config: &Config, origin: &dyn Fn(&Key) -> &'static str) -> String {
         .iter()
         .map(|key| match (key.value)(config) {
             Some(value) => (format!("{} = {value}", key.name), origin(key)),
-            None => (format!("# {} is not set", key.name), ""),
+            None => (format!("# {} is not set{}", key.name, held(key)), ""),
         })
         .collect();
     let width = lines
@@ -75,6 +86,16 @@ fn show(config: &Config, origin: &dyn Fn(&Key) -> &'static str) -> String {
     text
 }
 
+/// Says that a variable holds the secret of a key; never the secret.
+fn held(key: &Key) -> String {
+    SECRET_VARIABLES
+        .iter()
+        .filter(|(of, _)| *of == key.name)
+        .filter(|(_, name)| std::env::var_os(name).is_some_and(|text| !text.is_empty()))
+        .map(|(_, name)| format!(": {name} holds the secret"))
+        .collect()
+}
+
 fn origin(key: &Key, matches: Option<&ArgMatches>, file: &toml::Table) -> &'static str {
     let source = key
         .flag
@@ -88,8 +109,8 @@ fn origin(key: &Key, matches: Option<&ArgMatches>, file: &toml::Table) -> &'stat
 }
 
 /// All that can be said of a configuration without the runtimes and the bus (for those there is `doctor`).
-fn check(overrides: &Overrides) -> Result<String, Failure> {
-    let config = Config::load(overrides).map_err(|e| wrong(&e))?;
+fn check(all: &AllOverrides) -> Result<String, Failure> {
+    let (config, _) = Config::load_with_file(&all.overrides, &all.enrich)?;
     let failure = |error: String| Failure::new(EXIT_CONFIG, error);
     telemetry::check_filter(&config.log_filter).map_err(failure)?;
     let host_id = host::host_id(config.host_id.as_deref()).map_err(failure)?;
@@ -97,8 +118,4 @@ fn check(overrides: &Overrides) -> Result<String, Failure> {
         "the configuration is valid: host {host_id}, bus {}\n",
         config.bus
     ))
-}
-
-fn wrong(error: &crate::config::ConfigError) -> Failure {
-    Failure::new(EXIT_CONFIG, super::chain(error))
 }

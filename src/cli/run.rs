@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure};
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
 use crate::config::{Config, Overrides};
+use crate::local::periodic::{Figures, Periodic};
 use crate::model::{RuntimeType, SourceId};
 use crate::notify::Notifier;
 use crate::outbox::{self, Outbox, OutboxError};
@@ -60,8 +61,7 @@ pub struct RunArgs {
 /// # Errors
 /// With the exit code for what is wrong.
 pub async fn run(args: &RunArgs) -> Result<(), Failure> {
-    let config = Config::load(&args.overrides)
-        .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
+    let config = super::load(&args.overrides)?;
     // First of all: a process that does not expect SIGUSR1 is ended by it.
     let resync_now = on_signal(SignalKind::user_defined1())?;
     telemetry::start(&config.log_filter, config.log_format)
@@ -102,6 +102,8 @@ struct Daemon {
     health: watch::Receiver<SinkHealth>,
     view: http::View,
     notifier: Notifier,
+    /// Sends the processes, where that is asked for.
+    periodic: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -147,6 +149,22 @@ impl Daemon {
             processes,
             stop: CancellationToken::new(),
         };
+        let figures = config.processes_interval.map(|interval| {
+            let figures = Arc::new(Figures::default());
+            let periodic = Periodic {
+                interval,
+                bus: config.bus.clone(),
+                topics: config.topics.clone(),
+                client_id: format!("{client_id}-processes"),
+                host: renderer.host().clone(),
+                table: Arc::clone(&context.processes),
+                collector: running.inputs.clone(),
+                figures: Arc::clone(&figures),
+                stop: context.stop.clone(),
+            };
+            (figures, tokio::spawn(periodic.run()))
+        });
+        let (figures, periodic) = figures.unzip();
         for source in forgotten {
             // The queue is new and has room.
             let _ = running
@@ -158,6 +176,7 @@ impl Daemon {
             health: health.clone(),
             heartbeat: Arc::clone(&running.heartbeat),
             renderer,
+            processes: figures,
         };
         Ok(Self {
             collector: Some(running),
@@ -172,6 +191,7 @@ impl Daemon {
             health,
             view,
             notifier: Notifier::of_environment(),
+            periodic,
         })
     }
 
@@ -301,6 +321,10 @@ impl Daemon {
         self.notifier.stopping();
         self.context.stop.cancel();
         while self.watches.join_next().await.is_some() {}
+        if let Some(periodic) = self.periodic.take() {
+            // It ends at once; what went wrong in it ends here too.
+            let _ = periodic.await;
+        }
         if let Some(collector) = &self.collector {
             let _ = collector.inputs.send(Input::Stopping).await;
         }
@@ -350,7 +374,9 @@ impl Daemon {
 }
 
 /// Takes the HTTP listener's place before anything else is begun.
-async fn bind(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener, Failure> {
+pub(super) async fn bind(
+    address: std::net::SocketAddr,
+) -> Result<tokio::net::TcpListener, Failure> {
     let listener = tokio::net::TcpListener::bind(address).await;
     let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
     let (address, listener) = bound.map_err(|error| {
@@ -405,6 +431,9 @@ fn parts(
     }
     let meta = opened.outbox.meta();
     let epoch: Arc<str> = meta.epoch.as_str().into();
+    if let Some(why) = config.bus.in_the_clear() {
+        tracing::warn!("{why}");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         host_id = &**host_id,
@@ -495,12 +524,11 @@ fn publisher_ended(ended: PublisherEnd) -> Result<(), Failure> {
 fn publisher_stopped(ended: PublisherEnd) -> Result<(), Failure> {
     match ended {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error @ SinkError::Misconfigured { .. })) => {
-            Err(Failure::new(EXIT_CONFIG, telemetry::chain(&error)))
-        }
+        // Not a bus that is away, which is waited for: stdout was closed.
         Ok(Err(error @ SinkError::Unavailable { .. })) => {
             Err(Failure::new(EXIT_FAILURE, telemetry::chain(&error)))
         }
+        Ok(Err(error)) => Err(super::sink_failure(error)),
         Err(error) => Err(Failure::new(
             EXIT_FAILURE,
             format!("the publisher ended abnormally: {error}"),
@@ -519,6 +547,7 @@ fn state_failure(error: &OutboxError) -> Failure {
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }
         | OutboxError::Database { .. }
+        | OutboxError::Format { .. }
         | OutboxError::Encoding { .. } => EXIT_FAILURE,
     };
     Failure::new(code, telemetry::chain(error))
@@ -569,7 +598,7 @@ async fn once_done(once: bool, mut snapshot: watch::Receiver<Snapshot>) -> Resul
     }
 }
 
-fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
+pub(super) fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind)
         .map_err(|error| Failure::new(EXIT_FAILURE, format!("no signals to be had: {error}")))
 }

@@ -109,6 +109,29 @@ impl Drop for Lab {
     }
 }
 
+/// Gives a lab's docker what the image is built with. `false` as [`Lab::up`] has `None`.
+pub(crate) fn builder(lab: &Lab) -> Result<bool> {
+    is_there(&lab.call("builder", &[])?, "`lab builder`")
+}
+
+/// Renders and validates the manifests. `None` as [`Lab::up`].
+pub(crate) fn manifests() -> Result<Option<String>> {
+    check("manifests")
+}
+
+/// Reads the AsyncAPI document by its own parser. `None` as [`Lab::up`].
+pub(crate) fn asyncapi() -> Result<Option<String>> {
+    check("asyncapi")
+}
+
+/// What a program of `tests/lab` that checks something says when all is well.
+fn check(name: &str) -> Result<Option<String>> {
+    let output = Command::new(script(name)).stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("failed to run tests/lab/{name}"))?;
+    let is_there = is_there(&output, &format!("`tests/lab/{name}`"))?;
+    Ok(is_there.then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
 /// Unpacks Debian's base system into an empty folder. `false` as [`Lab::up`] has `None`.
 pub(crate) fn rootfs(into: &Path) -> Result<bool> {
     let mut command = Command::new(script("lab"));
@@ -129,12 +152,13 @@ fn is_there(output: &Output, what: &str) -> Result<bool> {
         return Ok(true);
     }
     let why = String::from_utf8_lossy(&output.stderr);
+    let out = String::from_utf8_lossy(&output.stdout);
     let is_unavailable = output.status.code() == Some(EXIT_UNAVAILABLE);
     if is_unavailable && !std::env::var("CI").is_ok_and(|ci| ci == "true") {
         skipped(&format!("{what}: {why}"));
         return Ok(false);
     }
-    bail!("{what} failed: {why}");
+    bail!("{what} failed: {why}{out}");
 }
 
 /// A program of `tests/lab`.
@@ -142,6 +166,13 @@ pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/lab")
         .join(name)
+}
+
+/// Writes a line past the test harness's capture.
+pub(crate) fn tell(line: &str) {
+    use std::io::Write as _;
+    // Nobody to tell when stderr is gone.
+    let _ = std::io::stderr().write_all(format!("tests/e2e: {line}\n").as_bytes());
 }
 
 #[expect(clippy::print_stderr, reason = "a skipped test has to be seen")]

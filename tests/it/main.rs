@@ -10,7 +10,9 @@ mod cri;
 mod discover;
 mod docker;
 mod http;
+mod local;
 mod schema;
+mod watchdog;
 
 use std::time::Duration;
 
