@@ -25,7 +25,6 @@ mod world;
 
 mod disks;
 mod kills;
-mod lost;
 mod mixed;
 mod runtimes;
 mod same_host;
