@@ -1,28 +1,45 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
+//! `synthetic`, `enrich`, `recovery` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod daemon;
+mod enrich;
 mod latency;
 mod memory;
 mod processes;
+mod recovery;
 mod resync;
 mod synthetic;
+
+#[global_allocator]
+static ALLOCATOR: enrich::Counting = enrich::Counting;
 
 fn main() -> anyhow::Result<()> {
     let names: Vec<String> = std::env::args()
         .skip(1)
         .filter(|argument| !argument.starts_with("--"))
         .collect();
+    // A part of `recovery` in a process of its own.
+    if let [name, directory] = &names[..]
+        && name == "recovery-fill"
+    {
+        return recovery::fill(directory.as_ref());
+    }
     let wants = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if wants("synthetic") {
         synthetic::run()?;
     }
+    if wants("recovery") {
+        recovery::run()?;
+    }
     if wants("processes") {
         processes::run()?;
+    }
+    if wants("enrich") {
+        enrich::run()?;
     }
     if wants("resync") {
         resync::run()?;

@@ -5,17 +5,27 @@ use std::io::Write;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Subcommand};
 
-use super::{EXIT_CONFIG, EXIT_FAILURE, Failure, doctor};
+use super::{EXIT_CONFIG, EXIT_FAILURE, Failure, doctor, sink_failure};
 use crate::config::access::SECRET_VARIABLES;
+use crate::config::enrich::EnrichOverrides;
 use crate::config::keys::{self, KEYS, Key};
 use crate::config::{Config, Overrides};
 use crate::{host, telemetry};
+
+/// The flags and variables of every command.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AllOverrides {
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(flatten)]
+    enrich: EnrichOverrides,
+}
 
 /// What to do with the configuration.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Print what is in force, and where each value comes from: default, file, environment or flag
-    Show(Box<Overrides>),
+    Show(Box<AllOverrides>),
     /// Say whether the configuration is valid
     Check(Box<CheckArgs>),
     /// Print a file with every key and its default, as comments
@@ -27,7 +37,7 @@ pub enum ConfigCommand {
 pub struct CheckArgs {
     /// The settings.
     #[command(flatten)]
-    pub overrides: Overrides,
+    pub all: AllOverrides,
     /// Also ask the runtimes and the bus
     #[arg(long)]
     pub live: bool,
@@ -44,8 +54,8 @@ pub async fn run(
     out: &mut (dyn Write + Send),
 ) -> Result<(), Failure> {
     let text = match command {
-        ConfigCommand::Show(overrides) => {
-            let (config, file) = Config::load_with_file(overrides)?;
+        ConfigCommand::Show(all) => {
+            let (config, file) = Config::load_with_file(&all.overrides, &all.enrich)?;
             let matches = matches.and_then(|matches| matches.subcommand_matches("show"));
             let origin = |key: &Key| origin(key, matches, &file);
             show(&config, &origin)
@@ -112,7 +122,8 @@ fn origin(key: &Key, matches: Option<&ArgMatches>, file: &toml::Table) -> &'stat
 /// All that can be said of a configuration without the runtimes and the bus, and, where it is asked for, what these say:
 /// the first that does not work is told, with its exit code.
 async fn check(args: &CheckArgs) -> Result<String, Failure> {
-    let config = super::load(&args.overrides)?;
+    let (config, _) = Config::load_with_file(&args.all.overrides, &args.all.enrich)?;
+    config.bus.check().map_err(sink_failure)?;
     let failure = |error: String| Failure::new(EXIT_CONFIG, error);
     telemetry::check_filter(&config.log_filter).map_err(failure)?;
     let host_id = host::host_id(config.host_id.as_deref()).map_err(failure)?;

@@ -177,6 +177,7 @@ fn failure(error: &OutboxError) -> Failure {
         OutboxError::Directory { .. }
         | OutboxError::OtherHost { .. }
         | OutboxError::Database { .. }
+        | OutboxError::Format { .. }
         | OutboxError::Encoding { .. } => Failure::new(EXIT_FAILURE, chain(error)),
     }
 }

@@ -457,7 +457,9 @@ fn reload(config: &mut Config, overrides: &Overrides) -> bool {
 }
 
 /// Gives the HTTP listener to the threads that serve it.
-fn listening(listener: std::net::TcpListener) -> Result<tokio::net::TcpListener, Failure> {
+pub(super) fn listening(
+    listener: std::net::TcpListener,
+) -> Result<tokio::net::TcpListener, Failure> {
     let given = listener.set_nonblocking(true).and_then(|()| {
         let address = listener.local_addr()?;
         Ok((address, tokio::net::TcpListener::from_std(listener)?))
@@ -469,7 +471,7 @@ fn listening(listener: std::net::TcpListener) -> Result<tokio::net::TcpListener,
 }
 
 /// Takes the HTTP listener's place before anything else is begun.
-fn bind(address: std::net::SocketAddr) -> Result<std::net::TcpListener, Failure> {
+pub(super) fn bind(address: std::net::SocketAddr) -> Result<std::net::TcpListener, Failure> {
     std::net::TcpListener::bind(address).map_err(|error| {
         let is_denied = error.kind() == std::io::ErrorKind::PermissionDenied;
         let code = if is_denied {
@@ -636,6 +638,7 @@ fn state_failure(error: &OutboxError) -> Failure {
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }
         | OutboxError::Database { .. }
+        | OutboxError::Format { .. }
         | OutboxError::Encoding { .. } => EXIT_FAILURE,
     };
     Failure::new(code, telemetry::chain(error))
@@ -686,7 +689,7 @@ async fn once_done(once: bool, mut snapshot: watch::Receiver<Snapshot>) -> Resul
     }
 }
 
-fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
+pub(super) fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind)
         .map_err(|error| Failure::new(EXIT_FAILURE, format!("no signals to be had: {error}")))
 }

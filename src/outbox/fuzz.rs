@@ -5,7 +5,9 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::reader::{MessageToStore, StoredMessage};
+use super::chunk::{self, StoredDelta};
+use super::reader::StoredMessage;
+use super::states::StoredState;
 use super::{Meta, Stage};
 use crate::fuzzing::feed;
 use crate::model::message::RuntimeSource;
@@ -176,32 +178,59 @@ fn fuzz_outbox_sources() {
     fuzz("sources", &sample, is_written::<Source>);
 }
 
-#[test]
-fn fuzz_outbox_messages() {
-    let owed = super::Owed {
+fn owed(topic: Topic, row: u64) -> super::Owed {
+    super::Owed {
         outgoing: super::Outgoing {
-            row: 1,
-            topic: Topic::Deltas,
+            row,
+            topic,
             host_id: "host".into(),
-            item: "".into(),
+            item: "4026532448".into(),
             op: "start".into(),
             value: Some(Arc::from(&b"{\"op\":\"start\"}"[..])),
             ce_id: "host:epoch:1".into(),
-            ce_type: crate::wire::ce_type(Topic::Deltas),
+            ce_type: crate::wire::ce_type(topic),
             ce_source: crate::wire::ce_source("host"),
             time_ms: 7,
         },
         generation: 1,
-        seq: 1,
+        seq: row,
         stage: Stage::Mapping,
-    };
-    let message = bytes(&MessageToStore::from(&owed));
+    }
+}
+
+#[test]
+fn fuzz_outbox_deltas() {
+    let owed = [owed(Topic::Deltas, 1), owed(Topic::Deltas, 2)];
+    let deltas: Vec<_> = owed.iter().map(StoredDelta::of).collect();
+    let mut sample = Vec::new();
+    let encoded = chunk::encode::<postcard::Error>(&deltas, &mut Vec::new(), |_, chunk, _| {
+        sample = chunk.to_vec();
+        Ok(())
+    });
+    encoded.expect("it can be written");
+    feed("outbox, deltas", &[sample], |input| {
+        if let Ok((_, deltas)) = chunk::decode(input) {
+            deltas.flatten().for_each(|delta| is_written(&delta));
+        }
+    });
+}
+
+#[test]
+fn fuzz_outbox_states_and_quarantine() {
+    let owed = owed(Topic::Pns, 1);
+    let state = StoredState::of(&owed);
+    feed("outbox, states", &[bytes(&state)], |input| {
+        if let Ok(state) = postcard::from_bytes::<StoredState<'_>>(input) {
+            is_written(&state);
+        }
+    });
     let (host_id, source) = ("host".into(), crate::wire::ce_source("host"));
-    let read = |message: &StoredMessage| drop(message.clone().into_owed(1, &host_id, &source));
-    fuzz("messages", std::slice::from_ref(&message), read);
+    let message = StoredMessage::of_state(&state, "id".into());
     fuzz(
         "quarantine",
         &[bytes(&("too large", &message))],
-        |entry: &(String, Vec<u8>)| drop(postcard::from_bytes::<StoredMessage>(&entry.1)),
+        |entry: &(String, StoredMessage)| {
+            drop(entry.1.clone().into_outgoing(1, &host_id, &source));
+        },
     );
 }

@@ -240,6 +240,21 @@ impl Reconciler {
         self.effects.push(Effect::SaveRow(RowKey::Namespace(inode)));
     }
 
+    /// Publishes every mapping as it stands; those whose tombstone is owed have that again.
+    pub(super) fn put_all_namespaces(&mut self) {
+        let all: Vec<_> = self
+            .namespaces
+            .iter()
+            .map(|(inode, row)| (*inode, row.phase))
+            .collect();
+        for (inode, phase) in all {
+            match phase {
+                Phase::Live | Phase::Ended | Phase::Lingering(_) => self.put(inode, false),
+                Phase::Buried => self.bury(inode),
+            }
+        }
+    }
+
     /// A container in a namespace has another name or image.
     pub(super) fn rename_member(&mut self, tracked: &Tracked) {
         let Some(told) = tracked.container() else {

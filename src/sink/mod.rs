@@ -101,6 +101,13 @@ pub enum Outcome {
     Acked(Position),
     /// The bus refuses it for what it is: too large, invalid.
     Rejected(String),
+    /// The bus refuses the delta for what it is, and has the `gap` of [`crate::wire::quarantine_gap`] in its place.
+    Replaced {
+        /// Why it refuses the delta.
+        reason: String,
+        /// Where it has the gap.
+        position: Position,
+    },
 }
 
 /// One message's end.

@@ -72,7 +72,7 @@ pub async fn send(
         while let Some(report) = reports.recv().await {
             match report.outcome {
                 Outcome::Acked(_) => sent.acknowledged += 1,
-                Outcome::Rejected(reason) => {
+                Outcome::Rejected(reason) | Outcome::Replaced { reason, .. } => {
                     sent.refused += 1;
                     sent.error = reason;
                 }

@@ -241,7 +241,15 @@ fn messages() -> anyhow::Result<Vec<(String, Schema, Value)>> {
         let value = value_of(&renderer.render(&message, 1, NOW_MS))?;
         all.push((format!("delta {}", op.as_str()), Schema::Delta, value));
     }
-    let gap = renderer.render_gap(4, 7, "overflow", 1, NOW_MS);
+    let gap = renderer.render_gap(
+        &quaymaster::outbox::Gap {
+            seq_from: 4,
+            seq: 7,
+            row: 1,
+            reason: "overflow",
+        },
+        NOW_MS,
+    );
     all.push(("delta gap".to_owned(), Schema::Delta, value_of(&gap)?));
     for fields in [bare, full] {
         let message = Message::Record {

@@ -13,19 +13,23 @@ readonly KAFKA_HEAP=384m
 readonly KAFKA_JVM=(-Xms64m "-Xmx$KAFKA_HEAP" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.awt.headless=true)
 
 start_kafka() {
-  local home=$DIR/kafka libs port controller listener name listeners advertised protocols scram=() user
+  local home=$DIR/kafka libs port controller listener name listeners advertised protocols scram=() user proxied proxy
   libs=$(kafka_libs)
   port=$(port_for kafka)
   controller=$(port_for kafka-controller)
+  # Whoever comes through this listener is sent on to a port where a test has a proxy of its own.
+  proxied=$(port_for kafka-proxied)
+  proxy=$(port_for kafka-proxy)
   listeners=PLAINTEXT://127.0.0.1:$port
-  protocols=PLAINTEXT:PLAINTEXT
+  protocols=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT
   for listener in ${QUAYMASTER_LAB_KAFKA_LISTENERS:-}; do
     name=${listener%%=*}
     listeners+=,$name://127.0.0.1:$(port_for "kafka-$name")
     protocols+=,$name:${listener#*=}
     env_put "LAB_KAFKA_$name" "127.0.0.1:$(port_for "kafka-$name")"
   done
-  advertised=$listeners
+  advertised=$listeners,PROXIED://127.0.0.1:$proxy
+  listeners+=,PROXIED://127.0.0.1:$proxied
   while read -r user; do
     [[ -z $user ]] || scram+=(--add-scram "$user")
   done <<<"${QUAYMASTER_LAB_KAFKA_SCRAM:-}"
@@ -80,6 +84,8 @@ EOF
     kafka.Kafka "$home/server.properties"
   wait_ready kafka kcat -q -m 2 -b "127.0.0.1:$port" -L
   env_put LAB_KAFKA "127.0.0.1:$port"
+  env_put LAB_KAFKA_PROXIED "127.0.0.1:$proxied"
+  env_put LAB_KAFKA_PROXY "127.0.0.1:$proxy"
   env_put LAB_KAFKA_LIBS "$libs"
   env_put LAB_KAFKA_VERSION "$(kafka_version)"
 }
