@@ -11,4 +11,5 @@ mod latency;
 mod lost;
 mod nats;
 mod nats_faults;
+mod secure;
 mod topics;
