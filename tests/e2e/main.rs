@@ -16,6 +16,7 @@ mod labs;
 mod local;
 mod older;
 mod package;
+mod safety;
 mod storms;
 mod story;
 mod wait;

@@ -12,6 +12,7 @@ mod docker;
 mod http;
 mod local;
 mod schema;
+mod watchdog;
 
 use std::time::Duration;
 

@@ -6,10 +6,13 @@ readonly KAFKA_HEAP=384m
 readonly KAFKA_JVM=(-Xms64m "-Xmx$KAFKA_HEAP" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.awt.headless=true)
 
 start_kafka() {
-  local home=$DIR/kafka libs port controller
+  local home=$DIR/kafka libs port controller proxied proxy
   libs=$(kafka_libs)
   port=$(port_for kafka)
   controller=$(port_for kafka-controller)
+  # Whoever comes through this listener is sent on to a port where a test has a proxy of its own.
+  proxied=$(port_for kafka-proxied)
+  proxy=$(port_for kafka-proxy)
   if [[ ! -f $home/data/meta.properties ]]; then
     mkdir -p "$home"
     cat >"$home/server.properties" <<EOF
@@ -17,9 +20,9 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=PLAINTEXT://127.0.0.1:$port
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:$port,PROXIED://127.0.0.1:$proxied,CONTROLLER://127.0.0.1:$controller
+advertised.listeners=PLAINTEXT://127.0.0.1:$port,PROXIED://127.0.0.1:$proxy
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs=$home/data
 auto.create.topics.enable=false
 num.partitions=1
@@ -58,6 +61,8 @@ EOF
     kafka.Kafka "$home/server.properties"
   wait_ready kafka kcat -q -m 2 -b "127.0.0.1:$port" -L
   env_put LAB_KAFKA "127.0.0.1:$port"
+  env_put LAB_KAFKA_PROXIED "127.0.0.1:$proxied"
+  env_put LAB_KAFKA_PROXY "127.0.0.1:$proxy"
   env_put LAB_KAFKA_LIBS "$libs"
   env_put LAB_KAFKA_VERSION "$(kafka_version)"
 }
