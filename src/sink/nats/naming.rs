@@ -61,6 +61,24 @@ impl Naming {
         subject
     }
 
+    /// Where the status of a host goes.
+    pub(super) fn host_subject(&self, topic: Topic, host_id: &str) -> String {
+        let mut subject = self.subject_start(topic);
+        push_token(&mut subject, host_id);
+        subject
+    }
+
+    /// Where all other messages of a host go.
+    pub(super) fn host_subjects(&self, topic: Topic, host_id: &str) -> String {
+        format!("{}.>", self.host_subject(topic, host_id))
+    }
+
+    /// The item of a state message's subject, as it was before it became a token.
+    pub(super) fn item(&self, topic: Topic, host_id: &str, subject: &str) -> Option<String> {
+        let start = self.host_subject(topic, host_id);
+        pop_token(subject.strip_prefix(&start)?.strip_prefix('.')?)
+    }
+
     fn subject_start(&self, topic: Topic) -> String {
         match topic {
             Topic::Deltas | Topic::Processes | Topic::Ports => {
@@ -80,6 +98,22 @@ fn push_token(subject: &mut String, text: &str) {
             let _ = write!(subject, "={byte:02X}");
         }
     }
+}
+
+/// The text of a token; `None` for what [`push_token`] does not write.
+fn pop_token(token: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(token.len());
+    let mut rest = token.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'=' {
+            let digit = |byte: u8| char::from(byte).to_digit(16);
+            let (high, low) = (digit(rest.next()?)?, digit(rest.next()?)?);
+            bytes.push(u8::try_from(high * 16 + low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -145,6 +179,10 @@ mod tests {
             ),
         ] {
             assert_eq!(naming.subject(&message(topic, host, item, op)), subject);
+            if !item.is_empty() {
+                let read = naming.item(topic, host, subject);
+                assert_eq!(read.as_deref(), Some(item), "and back");
+            }
         }
     }
 

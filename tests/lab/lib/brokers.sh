@@ -25,6 +25,9 @@ advertised.listeners=PLAINTEXT://127.0.0.1:$port,PROXIED://127.0.0.1:$proxy
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs=$home/data
 auto.create.topics.enable=false
+# Everybody may do everything until a test says otherwise.
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=true
 num.partitions=1
 default.replication.factor=1
 min.insync.replicas=1
