@@ -1,17 +1,23 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic`, `recovery` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
+//! `synthetic`, `enrich`, `recovery` and `processes` need nothing. `fleet` fills a real Kafka with a whole fleet, takes
+//! minutes, and runs only when it is named. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod daemon;
+mod enrich;
+mod fleet;
 mod latency;
 mod memory;
 mod processes;
 mod recovery;
 mod resync;
 mod synthetic;
+
+#[global_allocator]
+static ALLOCATOR: enrich::Counting = enrich::Counting;
 
 fn main() -> anyhow::Result<()> {
     let names: Vec<String> = std::env::args()
@@ -34,6 +40,9 @@ fn main() -> anyhow::Result<()> {
     if wants("processes") {
         processes::run()?;
     }
+    if wants("enrich") {
+        enrich::run()?;
+    }
     if wants("resync") {
         resync::run()?;
     }
@@ -42,6 +51,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("memory") {
         memory::run()?;
+    }
+    if names.iter().any(|name| name == "fleet") {
+        fleet::run()?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod cli;
 pub mod collector;
 pub mod config;
+pub mod enrich;
 #[cfg(test)]
 mod fuzzing;
 pub mod heartbeat;
@@ -13,6 +14,7 @@ pub mod local;
 pub mod model;
 pub mod notify;
 pub mod outbox;
+pub mod privileges;
 pub mod procfs;
 pub mod reconcile;
 pub mod runtime;

@@ -389,12 +389,6 @@ impl Course {
         }
     }
 
-    /// Judges from now on by what is on the bus from its beginning, which is no longer what it was.
-    pub(crate) fn read_anew(&mut self, bus: Bus) {
-        self.oracle = Oracle::new(matches!(bus, Bus::Nats { .. }));
-        self.bus = bus;
-    }
-
     /// The end: SIGTERM ends it well, and the figures are told.
     pub(crate) fn finish(mut self) -> anyhow::Result<Figures> {
         let status = self.daemon.terminate()?;

@@ -28,7 +28,6 @@ mod world;
 
 mod disks;
 mod kills;
-mod lost;
 mod mixed;
 mod runtimes;
 mod same_host;
