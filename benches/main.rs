@@ -1,17 +1,21 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic`, `recovery` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
+//! `synthetic`, `enrich`, `recovery` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod daemon;
+mod enrich;
 mod latency;
 mod memory;
 mod processes;
 mod recovery;
 mod resync;
 mod synthetic;
+
+#[global_allocator]
+static ALLOCATOR: enrich::Counting = enrich::Counting;
 
 fn main() -> anyhow::Result<()> {
     let names: Vec<String> = std::env::args()
@@ -33,6 +37,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("processes") {
         processes::run()?;
+    }
+    if wants("enrich") {
+        enrich::run()?;
     }
     if wants("resync") {
         resync::run()?;

@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod cli;
 pub mod collector;
 pub mod config;
+pub mod enrich;
 #[cfg(test)]
 mod fuzzing;
 pub mod heartbeat;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use quaymaster::cli::{
-    self, config, doctor, exec, list, local, outbox, ports, processes, run, schema, topics, whois,
+    self, config, doctor, enrich, exec, list, local, outbox, ports, processes, run, schema, topics,
+    whois,
 };
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
@@ -31,6 +32,8 @@ enum Command {
     List(list::ListArgs),
     /// Run a command in a container
     Exec(exec::ExecArgs),
+    /// Add the container to process events: join a topic of events with the mappings
+    Enrich(Box<enrich::EnrichArgs>),
     /// Say whose a process, a PID namespace or a container is
     Whois(whois::WhoisArgs),
     /// Print the host's processes with their containers, or send them to the bus
@@ -92,6 +95,7 @@ async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
     let mut err = std::io::stderr();
     match command {
         Command::Run(args) => ended(run::run(args).await, &mut err),
+        Command::Enrich(args) => ended(enrich::run(args).await, &mut err),
         Command::List(args) => {
             let processes = ProcessTable::open(Path::new("/proc")).ok();
             let pns_of = move |pid| Some(pns_text(processes.as_ref()?.pns_inode(pid)?));

@@ -7,17 +7,27 @@ use clap::{ArgMatches, Subcommand};
 
 use super::{EXIT_CONFIG, EXIT_FAILURE, Failure};
 use crate::config::access::SECRET_VARIABLES;
+use crate::config::enrich::EnrichOverrides;
 use crate::config::keys::{self, KEYS, Key};
 use crate::config::{Config, Overrides};
 use crate::{host, telemetry};
+
+/// The flags and variables of every command.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AllOverrides {
+    #[command(flatten)]
+    overrides: Overrides,
+    #[command(flatten)]
+    enrich: EnrichOverrides,
+}
 
 /// What to do with the configuration.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Print what is in force, and where each value comes from: default, file, environment or flag
-    Show(Box<Overrides>),
+    Show(Box<AllOverrides>),
     /// Say whether the configuration is valid
-    Check(Box<Overrides>),
+    Check(Box<AllOverrides>),
     /// Print a file with every key and its default, as comments
     Example,
 }
@@ -33,13 +43,13 @@ pub fn run(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let text = match command {
-        ConfigCommand::Show(overrides) => {
-            let (config, file) = Config::load_with_file(overrides)?;
+        ConfigCommand::Show(all) => {
+            let (config, file) = Config::load_with_file(&all.overrides, &all.enrich)?;
             let matches = matches.and_then(|matches| matches.subcommand_matches("show"));
             let origin = |key: &Key| origin(key, matches, &file);
             show(&config, &origin)
         }
-        ConfigCommand::Check(overrides) => check(overrides)?,
+        ConfigCommand::Check(all) => check(all)?,
         ConfigCommand::Example => {
             let defaults = Config::defaults()?;
             keys::example(&defaults)
@@ -99,8 +109,8 @@ fn origin(key: &Key, matches: Option<&ArgMatches>, file: &toml::Table) -> &'stat
 }
 
 /// All that can be said of a configuration without the runtimes and the bus (for those there is `doctor`).
-fn check(overrides: &Overrides) -> Result<String, Failure> {
-    let config = super::load(overrides)?;
+fn check(all: &AllOverrides) -> Result<String, Failure> {
+    let (config, _) = Config::load_with_file(&all.overrides, &all.enrich)?;
     let failure = |error: String| Failure::new(EXIT_CONFIG, error);
     telemetry::check_filter(&config.log_filter).map_err(failure)?;
     let host_id = host::host_id(config.host_id.as_deref()).map_err(failure)?;

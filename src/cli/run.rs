@@ -374,7 +374,9 @@ impl Daemon {
 }
 
 /// Takes the HTTP listener's place before anything else is begun.
-async fn bind(address: std::net::SocketAddr) -> Result<tokio::net::TcpListener, Failure> {
+pub(super) async fn bind(
+    address: std::net::SocketAddr,
+) -> Result<tokio::net::TcpListener, Failure> {
     let listener = tokio::net::TcpListener::bind(address).await;
     let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
     let (address, listener) = bound.map_err(|error| {
@@ -596,7 +598,7 @@ async fn once_done(once: bool, mut snapshot: watch::Receiver<Snapshot>) -> Resul
     }
 }
 
-fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
+pub(super) fn on_signal(kind: SignalKind) -> Result<Signal, Failure> {
     signal(kind)
         .map_err(|error| Failure::new(EXIT_FAILURE, format!("no signals to be had: {error}")))
 }

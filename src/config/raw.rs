@@ -23,6 +23,7 @@ pub(super) struct Raw {
     pub(super) processes: RawProcesses,
     pub(super) http: RawHttp,
     pub(super) log: RawLog,
+    pub(super) enrich: super::enrich::RawEnrich,
     pub(super) tls: RawTls,
     pub(super) sasl: RawSasl,
     pub(super) nats: RawNats,

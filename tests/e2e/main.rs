@@ -8,6 +8,7 @@ mod collector;
 mod consume;
 mod contract;
 mod engines;
+mod enrich;
 mod fold;
 mod host;
 mod image;

@@ -3,6 +3,7 @@
 //! Without the lab's brokers the tests say what they skip; with `CI=true` they fail instead.
 
 mod drive;
+mod enrich;
 mod kafka;
 mod kafka_faults;
 mod lab;
