@@ -130,7 +130,8 @@ fn event_ns(message: &Outgoing) -> Option<u64> {
     (source.get("origin")?.as_str()? == "event" && at != 0).then_some(at)
 }
 
-fn now_ns() -> u64 {
+/// Unix time in nanoseconds.
+pub(crate) fn now_ns() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -1,12 +1,14 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic`, `enrich`, `recovery` and `processes` need nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
+//! `synthetic`, `enrich`, `recovery` and `processes` need nothing. `fleet` fills a real Kafka with a whole fleet, takes
+//! minutes, and runs only when it is named. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod daemon;
 mod enrich;
+mod fleet;
 mod latency;
 mod memory;
 mod processes;
@@ -49,6 +51,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("memory") {
         memory::run()?;
+    }
+    if names.iter().any(|name| name == "fleet") {
+        fleet::run()?;
     }
     Ok(())
 }
