@@ -95,6 +95,9 @@ pub struct Overrides {
     /// How logs are written: text or json
     #[arg(long, value_name = "FORMAT", env = "QUAYMASTER_LOG_FORMAT")]
     pub log_format: Option<String>,
+    /// Keep all powers that the daemon was started with, for kernels where giving them up fails
+    #[arg(long, env = "QUAYMASTER_KEEP_PRIVILEGES")]
+    pub keep_privileges: bool,
     /// How the bus is entered.
     #[command(flatten)]
     pub access: AccessOverrides,
@@ -141,6 +144,8 @@ pub struct Config {
     pub log_filter: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Whether the daemon keeps the powers that it was started with.
+    pub keep_privileges: bool,
     /// The joiner's own settings.
     pub enrich: EnrichSettings,
 }
@@ -320,6 +325,7 @@ impl Config {
             pns_held_max: raw.pns.held_max.unwrap_or(4_096),
             outbox_max_bytes,
             processes_interval,
+            keep_privileges: flags.keep_privileges || raw.keep_privileges,
             http_listen,
             http_listen_anywhere,
             log_filter: flags

@@ -70,6 +70,10 @@ enum Command {
 fn main() -> ExitCode {
     let matches = Arguments::command().get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let ready = match ready(&arguments.command) {
+        Ok(ready) => ready,
+        Err(failure) => return ExitCode::from(ended(Err(failure), &mut std::io::stderr())),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -84,17 +88,29 @@ fn main() -> ExitCode {
             return ExitCode::from(cli::EXIT_FAILURE);
         }
     };
-    let code = runtime.block_on(dispatch(&arguments.command, &matches));
+    let code = runtime.block_on(dispatch(&arguments.command, ready, &matches));
     // A task that hangs in a system call must not keep the process.
     runtime.shutdown_background();
     ExitCode::from(code)
 }
 
-async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
+/// The daemon gives up its privileges before there are threads that would keep them.
+fn ready(command: &Command) -> Result<Option<run::Ready>, cli::Failure> {
+    if let Command::Run(args) = command {
+        run::ready(args).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+async fn dispatch(command: &Command, ready: Option<run::Ready>, matches: &ArgMatches) -> u8 {
     let mut out = std::io::stdout();
     let mut err = std::io::stderr();
     match command {
-        Command::Run(args) => ended(run::run(args).await, &mut err),
+        Command::Run(_) => match ready {
+            Some(ready) => ended(run::run(ready).await, &mut err),
+            None => cli::EXIT_FAILURE,
+        },
         Command::Enrich(args) => ended(enrich::run(args).await, &mut err),
         Command::List(args) => {
             let processes = ProcessTable::open(Path::new("/proc")).ok();
@@ -111,7 +127,7 @@ async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
         ),
         Command::Config { command } => {
             let matches = matches.subcommand_matches("config");
-            ended(config::run(command, matches, &mut out), &mut err)
+            ended(config::run(command, matches, &mut out).await, &mut err)
         }
         Command::Doctor(args) => ended(doctor::run(args, &mut out).await, &mut err),
         Command::Outbox { command } => ended(outbox::run(command, &mut out), &mut err),

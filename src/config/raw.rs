@@ -16,6 +16,7 @@ pub(super) struct Raw {
     pub(super) host_id: Option<String>,
     pub(super) host_name: Option<String>,
     pub(super) procfs: Option<PathBuf>,
+    pub(super) keep_privileges: bool,
     pub(super) topics: RawTopics,
     pub(super) records: RawRecords,
     pub(super) pns: RawPns,

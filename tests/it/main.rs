@@ -11,6 +11,7 @@ mod discover;
 mod docker;
 mod http;
 mod local;
+mod privileges;
 mod schema;
 mod watchdog;
 

@@ -192,7 +192,7 @@ fn folder() -> PathBuf {
     PathBuf::from(format!("/tmp/quay-sink-{}", std::process::id()))
 }
 
-fn script() -> PathBuf {
+pub(crate) fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/lab")
 }
 

@@ -10,4 +10,5 @@ mod lab;
 mod latency;
 mod nats;
 mod nats_faults;
+mod secure;
 mod topics;

@@ -189,13 +189,15 @@ fn refused(access: &NatsAccess, tried: String, error: ConnectError) -> SinkError
         | ConnectErrorKind::TimedOut
         | ConnectErrorKind::Tls
         | ConnectErrorKind::Io
-        | ConnectErrorKind::MaxReconnects => match tls::explain(&error, &servers) {
-            Some(message) => SinkError::Untrusted { message },
-            None => SinkError::Unavailable {
-                message: tried,
-                source: Some(Box::new(error)),
-            },
-        },
+        | ConnectErrorKind::MaxReconnects => {
+            match tls::explain(&error, &servers, access.tls.as_ref()) {
+                Some(message) => SinkError::Untrusted { message },
+                None => SinkError::Unavailable {
+                    message: tried,
+                    source: Some(Box::new(error)),
+                },
+            }
+        }
     }
 }
 
