@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::client::{self, BATCH_BYTES_MAX, Notice};
