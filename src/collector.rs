@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::heartbeat::Heartbeat;
-use crate::model::SourceId;
 use crate::model::message::Message;
+use crate::model::{ContainerId, ContainerKind, SourceId};
 use crate::outbox::{self, Batch, Outbox, Owed, Stage, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings};
@@ -119,6 +119,8 @@ pub struct Collector {
     messages: Vec<(u64, Message)>,
     released: Vec<FdToken>,
     requests: Vec<(SourceId, Request)>,
+    /// Inspects for which a sketch will do, in one request for each runtime.
+    sketches: BTreeMap<SourceId, Vec<(ContainerId, ContainerKind)>>,
     phase: &'static str,
     resync: ResyncStatus,
     next_status_ms: u64,
@@ -164,6 +166,7 @@ impl Collector {
             messages: Vec::new(),
             released: Vec::new(),
             requests: Vec::new(),
+            sketches: BTreeMap::new(),
             phase: "starting",
             resync: ResyncStatus::default(),
             next_status_ms: 0,
@@ -258,9 +261,18 @@ impl Collector {
                         self.batch.rows.insert(key);
                     }
                     Effect::List { source } => self.requests.push((source, Request::List)),
-                    Effect::Inspect { source, id, kind } => {
-                        self.requests.push((source, Request::Inspect { id, kind }));
-                    }
+                    Effect::Inspect {
+                        source,
+                        id,
+                        kind,
+                        may_sketch: true,
+                    } => self.sketches.entry(source).or_default().push((id, kind)),
+                    Effect::Inspect {
+                        source,
+                        id,
+                        kind,
+                        may_sketch: false,
+                    } => self.requests.push((source, Request::Inspect { id, kind })),
                     Effect::ReadProcess { id, pid } => {
                         let pinned = self.reconciler.pinned_ticks(&id, pid);
                         if pinned.is_some() && pinned == self.parts.processes.start_ticks(pid) {
@@ -378,7 +390,11 @@ impl Collector {
     }
 
     fn act(&mut self) {
-        for (source, request) in self.requests.drain(..) {
+        let sketches = std::mem::take(&mut self.sketches);
+        let sketches = sketches
+            .into_iter()
+            .map(|(source, wanted)| (source, Request::Sketch { wanted }));
+        for (source, request) in self.requests.drain(..).chain(sketches) {
             if let Some(watched) = self.watched.get(&source) {
                 // A watch that has ended takes no requests; SourceDown or the end of all is on its way.
                 let _ = watched.requests.send(request);
@@ -397,6 +413,7 @@ impl Collector {
             "the state cannot be written; what was seen since counts as not seen, and everything is listed again"
         );
         self.requests.clear();
+        self.sketches.clear();
         self.messages.clear();
         let wait = COMMIT_RETRY.0 * 2_u32.saturating_pow(self.failures_in_a_row);
         self.failures_in_a_row += 1;

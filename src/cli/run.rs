@@ -24,7 +24,7 @@ use crate::procfs::ProcessTable;
 use crate::reconcile::{Identity, Observation, Settings};
 use crate::runtime::discover::{Host as DiscoverHost, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
-use crate::runtime::{Endpoint, RuntimeError, containerd};
+use crate::runtime::{Endpoint, Options, RuntimeError, containerd};
 use crate::sink::publisher::Publisher;
 use crate::sink::{Sink, SinkError, SinkHealth};
 use crate::telemetry;
@@ -144,6 +144,7 @@ impl Daemon {
         let publisher = spawn_publisher(publisher, sink);
         let context = WatchContext {
             observations: ObservationSender::new(running.inputs.clone()),
+            options: Options::default(),
             processes,
             stop: CancellationToken::new(),
         };
@@ -259,6 +260,7 @@ impl Daemon {
         if self.watched.contains_key(&source) {
             return;
         }
+        self.context.options.claims.add(endpoint.runtime);
         let (watched, task) = watch_endpoint(endpoint.clone(), self.context.clone());
         self.watched.insert(source.clone(), endpoint.clone());
         if let Some(collector) = &self.collector {
@@ -272,11 +274,12 @@ impl Daemon {
         self.watch_hints(&endpoint, found);
     }
 
-    /// Reads containerd's own events at a CRI endpoint's socket; beside a Docker that was found, at the sockets
+    /// Reads containerd's own events at the socket of a CRI or containerd endpoint; beside a Docker that was found, at the sockets
     /// where its containerd may be.
     fn watch_hints(&mut self, endpoint: &Endpoint, found: bool) {
         let (sockets, cri) = match endpoint.runtime {
             RuntimeType::Cri => (vec![endpoint.path.clone()], Some(endpoint.source_id())),
+            RuntimeType::Containerd => (vec![endpoint.path.clone()], None),
             RuntimeType::Docker if found => {
                 let sockets = containerd::DOCKER_SOCKETS.map(PathBuf::from);
                 (
@@ -284,7 +287,7 @@ impl Daemon {
                     None,
                 )
             }
-            RuntimeType::Docker | RuntimeType::Containerd => (Vec::new(), None),
+            RuntimeType::Docker => (Vec::new(), None),
         };
         for socket in sockets {
             let name = socket.canonicalize().unwrap_or_else(|_| socket.clone());

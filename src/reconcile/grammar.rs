@@ -95,6 +95,14 @@ pub enum InspectOutcome {
         /// As the process table says; `None` where the runtime names no pid.
         process: Option<ProcessReading>,
     },
+    /// What can be known of a container that runs without asking about it alone: its list row, and its process.
+    /// When it started and such is not in it; the whole is asked for next.
+    Sketched {
+        /// As the list says.
+        container: Box<Container>,
+        /// As the process table says.
+        process: ProcessReading,
+    },
     /// The runtime does not know it.
     Gone,
     /// The runtime did not answer.
@@ -246,6 +254,8 @@ pub enum Effect {
         id: ContainerId,
         /// What it is.
         kind: ContainerKind,
+        /// Whether [`InspectOutcome::Sketched`] will do for now.
+        may_sketch: bool,
     },
     /// Look at a process, and answer with [`Observation::Process`].
     ReadProcess {

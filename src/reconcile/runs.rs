@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Container, ContainerKind, EventKind, RuntimeEvent, State};
+use crate::model::{Container, ContainerKind, EventKind, RuntimeEvent, RuntimeType, State};
 
 /// The newest run that was told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,8 +182,12 @@ fn one_run(line: &mut Line, said: &Said<'_>) {
         let Some(at_ns) = at_ns.filter(|_| !never_ran) else {
             return;
         };
+        // A sandbox runs from its creation on; a container of which no start is known began some time after it.
+        let is_sketch = said.inspect.is_some_and(|container| {
+            container.kind == ContainerKind::Container && container.started_at_ns.is_none()
+        });
         line.runs.push(RunStory {
-            is_exact: exact.is_some(),
+            is_exact: exact.is_some() && !is_sketch,
             ..RunStory::new(at_ns)
         });
     }
@@ -241,7 +245,10 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
         take_event(line, known, event, !is_same);
     }
     if let Some(container) = inspect {
-        let never_ran = container.started_at_ns.is_none() && is_ended(container);
+        // containerd does not say of a task when it started.
+        let never_ran = container.started_at_ns.is_none()
+            && container.runtime != RuntimeType::Containerd
+            && is_ended(container);
         if never_ran {
             line.runs.retain(|run| run.is_told);
         }
@@ -414,8 +421,10 @@ fn merge_new(line: &mut Line, container: &Container, tells_ahead: bool) {
             &mut line.runs[index]
         }
     };
-    run.started_at_ns = started_at_ns;
-    run.is_exact = container.started_at_ns.is_some();
+    if container.started_at_ns.is_some() || run.start_event_ns.is_none() {
+        run.started_at_ns = started_at_ns;
+        run.is_exact = container.started_at_ns.is_some();
+    }
     run.is_inspected = true;
     run.awaits_start = run.start_event_ns.is_none();
     if is_ended(container) {

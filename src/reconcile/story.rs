@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::container::{Run, Tracked};
 use super::runs::{End, Line, Newest, RunStory, Said, line_of};
-use super::views::{RunView, barely_known, keep_times_of_sandbox, stop_reason};
+use super::views::{RunView, barely_known, keep_what_events_told, stop_reason};
 use super::{Effect, Opening, ProcessReading, Reconciler, RowKey};
 use crate::model::message::{Delta, Message, Op, Origin};
 use crate::model::record::Fields;
@@ -368,7 +368,7 @@ impl Reconciler {
             event_ns: last.map(|event| event.at_ns),
             ..round_telling(round, Op::Update, last.map_or(0, |event| event.at_ns))
         };
-        keep_times_of_sandbox(&mut base, tracked.container());
+        keep_what_events_told(&mut base, tracked.container());
         self.tell_update(tracked, base, telling);
     }
 

@@ -6,11 +6,13 @@
 mod brokers;
 mod collector;
 mod consume;
+mod early;
 mod fold;
 mod host;
 mod lab;
 mod labs;
 mod older;
+mod own;
 mod story;
 mod wait;
 mod world;
