@@ -23,7 +23,7 @@ nats_binary() {
 packages_of() {
   case $1 in
   # g++: librdkafka's configure refuses to go on without a C++ compiler, though nothing of C++ is built.
-  build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev ca-certificates ;;
+  build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev libssl-dev ca-certificates ;;
   consumers) echo kcat ;;
   cri) echo python3 python3-grpcio python3-protobuf protobuf-compiler ;;
   containerd2) echo runc busybox-static ;;
