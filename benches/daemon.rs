@@ -8,12 +8,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_trait::async_trait;
 use quaymaster::collector::{Input, ObservationSender, Parts, Running, Snapshot};
-use quaymaster::model::Topic;
+use quaymaster::fdstore::FdStore;
+use quaymaster::model::{RuntimeType, Topic};
 use quaymaster::outbox::{self, Outbox, Owner};
 use quaymaster::procfs::ProcessTable;
 use quaymaster::reconcile::{Identity, Observation, Settings};
 use quaymaster::runtime::watch::{EndpointFigures, WatchContext, watch as watch_endpoint};
-use quaymaster::runtime::{Endpoint, Options};
+use quaymaster::runtime::{Endpoint, Options, containerd};
 use quaymaster::sink::publisher::Publisher;
 use quaymaster::sink::{Outgoing, Report, Sink, SinkError, SinkHealth};
 use quaymaster::wire::{Host, Refresh, Renderer};
@@ -143,6 +144,7 @@ impl Daemon {
             settings: Settings::default(),
             renderer: Renderer::new(host, refresh),
             processes: Arc::clone(&processes),
+            fd_store: FdStore::default(),
             committed: Arc::clone(&committed),
             status: status_tx,
             snapshot: snapshot_tx,
@@ -178,6 +180,12 @@ impl Daemon {
             directory,
         };
         for endpoint in endpoints {
+            daemon.context.options.claims.add(endpoint.runtime);
+            if endpoint.runtime == RuntimeType::Cri {
+                let (socket, cri) = (endpoint.path.clone(), endpoint.source_id());
+                let hints = containerd::hints(socket, Some(cri), daemon.context.clone());
+                daemon.watches.spawn(hints);
+            }
             let (watched, task) = watch_endpoint(endpoint.clone(), daemon.context.clone());
             daemon
                 .figures

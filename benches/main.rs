@@ -1,11 +1,12 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic` needs nothing. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
+//! `synthetic` needs nothing. The others need real runtimes (`latency` and `early` a real Kafka too)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod daemon;
+mod early;
 mod latency;
 mod memory;
 mod resync;
@@ -25,6 +26,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("latency") {
         latency::run()?;
+    }
+    if wants("early") {
+        early::run()?;
     }
     if wants("memory") {
         memory::run()?;

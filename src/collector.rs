@@ -14,12 +14,15 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 
+use crate::fdstore::FdStore;
 use crate::heartbeat::Heartbeat;
 use crate::model::message::Message;
 use crate::model::{ContainerId, ContainerKind, SourceId};
 use crate::outbox::{self, Batch, Outbox, Owed, Stage, Totals};
 use crate::procfs::ProcessTable;
-use crate::reconcile::{Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings};
+use crate::reconcile::{
+    Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings,
+};
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, Report};
 use crate::telemetry;
@@ -102,6 +105,8 @@ pub struct Parts {
     pub renderer: Renderer,
     /// Where processes are looked up.
     pub processes: Arc<ProcessTable>,
+    /// Keeps namespace fds over a restart.
+    pub fd_store: FdStore,
     /// Tells the publisher of new messages.
     pub committed: Arc<Notify>,
     /// Takes the status to the publisher.
@@ -125,6 +130,8 @@ pub struct Collector {
     resync: ResyncStatus,
     next_status_ms: u64,
     status_due: bool,
+    /// The clock's tick was among what came since the last commit.
+    has_ticked: bool,
     failed_commits: u64,
     failures_in_a_row: u32,
 }
@@ -136,6 +143,7 @@ struct Tools {
     settings: Settings,
     renderer: Renderer,
     processes: Arc<ProcessTable>,
+    fd_store: FdStore,
     committed: Arc<Notify>,
     status: mpsc::Sender<Outgoing>,
     snapshot: watch::Sender<Snapshot>,
@@ -157,6 +165,7 @@ impl Collector {
                 settings: parts.settings,
                 renderer: parts.renderer,
                 processes: parts.processes,
+                fd_store: parts.fd_store,
                 committed: parts.committed,
                 status: parts.status,
                 snapshot: parts.snapshot,
@@ -171,6 +180,7 @@ impl Collector {
             resync: ResyncStatus::default(),
             next_status_ms: 0,
             status_due: true,
+            has_ticked: false,
             failed_commits: 0,
             failures_in_a_row: 0,
         };
@@ -206,6 +216,7 @@ impl Collector {
         match input {
             Input::Observed(observation) => {
                 self.note(&observation);
+                self.has_ticked |= matches!(observation, Observation::Tick);
                 self.observe(observation);
             }
             Input::Reported(reports) => self.reported(reports),
@@ -341,6 +352,7 @@ impl Collector {
         let now = now_ms();
         let mut batch = std::mem::take(&mut self.batch);
         let messages = outbox::coalesce(std::mem::take(&mut self.messages));
+        let last_row = messages.last().map(|(row, _)| *row);
         batch
             .messages
             .extend(messages.into_iter().map(|(row, message)| {
@@ -350,9 +362,15 @@ impl Collector {
         let has_messages = !batch.messages.is_empty();
         // What the bus has it says once: that outlives a commit that fails.
         let (acked, rejected) = (batch.acked.clone(), batch.rejected.clone());
+        let saved = if self.parts.fd_store.is_there() {
+            batch.rows.clone()
+        } else {
+            BTreeSet::new()
+        };
         let result = if batch.is_empty() {
-            if self.parts.outbox.has_unsynced_acks() {
-                // Nothing came but the clock's tick: what a crash would send twice is a second's worth.
+            if self.has_ticked && self.parts.outbox.has_unsynced_acks() {
+                // What a crash would send twice is a second's worth. An event that has nothing to commit yet is not to
+                // wait for the disk: its inspect is asked for now.
                 self.parts.outbox.sync(&self.reconciler, now)
             } else {
                 Ok(())
@@ -372,12 +390,15 @@ impl Collector {
                 }
             })
         };
+        self.has_ticked = false;
         match result {
             Ok(()) => {
                 if has_messages {
+                    tracing::trace!(last_row, "committed");
                     self.parts.committed.notify_one();
                 }
                 self.failures_in_a_row = 0;
+                self.keep_fds(&saved);
                 self.act();
                 self.publish_status(now);
             }
@@ -400,8 +421,27 @@ impl Collector {
                 let _ = watched.requests.send(request);
             }
         }
+        self.release();
+    }
+
+    /// Closes the fds that nobody needs.
+    fn release(&mut self) {
         for fd in self.released.drain(..) {
+            self.parts.fd_store.release(fd);
             self.parts.processes.fds().release(fd);
+        }
+    }
+
+    /// Gives the fds of mappings that were saved to whoever keeps them over a restart.
+    fn keep_fds(&mut self, saved: &BTreeSet<RowKey>) {
+        for key in saved {
+            if let Some(Row::Namespace(row)) = self.reconciler.row(key)
+                && let Some(fd) = row.fd()
+            {
+                let (inode, generation) = (row.mapping().pns_inode, row.mapping().generation);
+                let processes = &self.parts.processes;
+                self.parts.fd_store.keep(inode, generation, fd, processes);
+            }
         }
     }
 
@@ -437,9 +477,7 @@ impl Collector {
         // What waits in the queue brings fds of its own, which must stay.
         let held = self.reconciler.namespaces().filter_map(|row| row.fd());
         self.released.extend(held);
-        for fd in self.released.drain(..) {
-            self.parts.processes.fds().release(fd);
-        }
+        self.release();
         self.reconciler = Reconciler::new(
             self.parts.identity.clone(),
             self.parts.settings.clone(),

@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod cli;
 pub mod collector;
 pub mod config;
+pub mod fdstore;
 pub mod heartbeat;
 pub mod host;
 pub mod http;

@@ -5,6 +5,7 @@
 //! sent for as long as the grace allows; the rest waits on disk for the next start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure};
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
 use crate::config::{Config, Overrides};
+use crate::fdstore::FdStore;
 use crate::model::{RuntimeType, SourceId};
-use crate::notify::Notifier;
+use crate::notify::{self, Notifier};
 use crate::outbox::{self, Outbox, OutboxError};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{Identity, Observation, Settings};
@@ -60,6 +62,8 @@ pub struct RunArgs {
 /// # Errors
 /// With the exit code for what is wrong.
 pub async fn run(args: &RunArgs) -> Result<(), Failure> {
+    // What the service manager kept for us.
+    let handed = notify::take_handed_fds();
     let config = Config::load(&args.overrides)
         .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
     // First of all: a process that does not expect SIGUSR1 is ended by it.
@@ -71,7 +75,7 @@ pub async fn run(args: &RunArgs) -> Result<(), Failure> {
         Some(address) => Some(bind(address).await?),
         None => None,
     };
-    let mut daemon = Daemon::start(&config)?;
+    let mut daemon = Daemon::start(&config, handed)?;
     let http_stop = CancellationToken::new();
     let http = listener.map(|listener| {
         let serving = http::serve(listener, daemon.view.clone(), http_stop.clone());
@@ -101,11 +105,11 @@ struct Daemon {
     snapshot: watch::Receiver<Snapshot>,
     health: watch::Receiver<SinkHealth>,
     view: http::View,
-    notifier: Notifier,
+    notifier: Arc<Notifier>,
 }
 
 impl Daemon {
-    fn start(config: &Config) -> Result<Self, Failure> {
+    fn start(config: &Config, handed: Vec<(String, OwnedFd)>) -> Result<Self, Failure> {
         let processes = ProcessTable::open(&config.procfs).map_err(|error| {
             let path = config.procfs.display();
             Failure::new(
@@ -120,7 +124,15 @@ impl Daemon {
         let client_id = format!("quaymaster-{host_id}");
         let sink = crate::sink::open(&config.bus, &config.topics, &client_id)
             .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
-        let (parts, channels) = parts(config, &host_id, &processes)?;
+        let notifier = Arc::new(Notifier::of_environment());
+        let (mut parts, channels) = parts(config, &host_id, &processes)?;
+        parts.fd_store = FdStore::take_back(
+            Arc::clone(&notifier),
+            handed,
+            &mut parts.restored,
+            &parts.identity.boot_id,
+            &processes,
+        );
         let reader = parts.outbox.reader();
         let renderer = parts.renderer.clone();
         let ce_source = crate::wire::ce_source(&host_id);
@@ -172,7 +184,7 @@ impl Daemon {
             snapshot: channels.snapshot,
             health,
             view,
-            notifier: Notifier::of_environment(),
+            notifier,
         })
     }
 
@@ -454,6 +466,7 @@ fn parts(
             refresh,
         ),
         processes: Arc::clone(processes),
+        fd_store: FdStore::default(),
         committed: Arc::clone(&committed),
         status: status_tx,
         snapshot: snapshot_tx,

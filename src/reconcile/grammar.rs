@@ -298,6 +298,25 @@ pub struct Restored {
     pub opened: bool,
 }
 
+impl Restored {
+    /// Whether this very mapping is of this boot, has no fd, and would hold one.
+    pub fn lacks_fd(&self, inode: u64, generation: u64, boot_id: &str) -> bool {
+        self.namespaces.get(&inode).is_some_and(|row| {
+            row.fd.is_none()
+                && row.mapping.generation == generation
+                && &*row.mapping.boot_id == boot_id
+        })
+    }
+
+    /// Gives a mapping the fd that was held for it over the restart.
+    pub fn give_fd(&mut self, inode: u64, generation: u64, fd: FdToken) {
+        let row = self.namespaces.get_mut(&inode);
+        if let Some(row) = row.filter(|row| row.mapping.generation == generation) {
+            row.fd = Some(fd);
+        }
+    }
+}
+
 /// Figures for the status and for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {

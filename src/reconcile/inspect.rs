@@ -109,7 +109,8 @@ impl Reconciler {
         !is_reused
     }
 
-    /// Whether a runtime is the one that says what a container is. One that is away gives way.
+    /// Whether a runtime is the one that says what a container is. One that is away gives way to another of the same
+    /// user: what a user's own runtime says is never taken for what root's said.
     pub(super) fn is_owner(&mut self, source: &SourceId, id: &ContainerId) -> bool {
         let Some(tracked) = self.containers.get_mut(id) else {
             return false;
@@ -117,11 +118,10 @@ impl Reconciler {
         if tracked.owner == *source {
             return true;
         }
-        let is_owner_up = self
-            .sources
-            .get(&tracked.owner)
-            .is_some_and(|owner| owner.up);
-        if is_owner_up {
+        let owner = self.sources.get(&tracked.owner);
+        let uid = self.sources.get(source).map(|source| source.runtime.uid);
+        let is_kept = owner.is_some_and(|owner| owner.up || Some(owner.runtime.uid) != uid);
+        if is_kept {
             return false;
         }
         tracked.owner = source.clone();
@@ -342,6 +342,7 @@ impl Reconciler {
             && !tracked.life.is_gone
         {
             tracked.life.is_gone = true;
+            tracked.life.note_dead(self.now_ms);
             let until_ms = self.uptime_ms + EVENT_GRACE_MS;
             self.waiting.insert(id.clone(), until_ms);
         }

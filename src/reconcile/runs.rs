@@ -302,7 +302,7 @@ fn speaks_of(
         Some(started_at_ns) => {
             started_at_ns <= newest.started_at_ns && !is_other_process && !is_over
         }
-        None => !is_other_process,
+        None => !is_other_process && !is_over,
     }
 }
 
@@ -393,7 +393,14 @@ fn merge_new(line: &mut Line, container: &Container, tells_ahead: bool) {
     let started_at_ns = match (container.started_at_ns, is_live) {
         (Some(started_at_ns), _) => started_at_ns,
         (None, true) => container.created_at_ns.max(1),
-        (None, false) => return,
+        (None, false) => {
+            // containerd does not say when a task began that has ended; its events do.
+            line.is_ahead = !tells_ahead
+                && container.runtime == RuntimeType::Containerd
+                && is_ended(container)
+                && line.runs.iter().all(|run| run.is_told);
+            return;
+        }
     };
     let shown = line.runs.last_mut().filter(|run| {
         // A run of which only the end was heard has no start to compare.

@@ -209,6 +209,7 @@ impl Watcher {
                 name: Arc::clone(&info.name),
                 version: Arc::clone(&info.version),
                 endpoint: self.endpoint.uri().into(),
+                uid: info.peer_uid,
             },
             streaming: stream.is_some(),
         };
@@ -473,7 +474,7 @@ impl Job {
         let Some(pid) = live_pid(&container) else {
             return false;
         };
-        let process = match self.context.processes.read(pid) {
+        let process = match self.read(pid) {
             ProcessReading::Alive(process) if process.cgroup.contains(container.id.as_str()) => {
                 process
             }
@@ -533,7 +534,7 @@ impl Job {
                 process: None,
             });
         };
-        let reading = self.context.processes.read(pid);
+        let reading = self.read(pid);
         if names_container(&reading, id) {
             return Ok(InspectOutcome::Found {
                 container,
@@ -541,6 +542,12 @@ impl Job {
             });
         }
         self.look_again(id, kind, pid, reading).await
+    }
+
+    /// Reads a process. What a runtime of another user names must be a process of that user's: it could name any.
+    fn read(&self, pid: u32) -> ProcessReading {
+        let uid = self.client.info().peer_uid;
+        self.context.processes.read_of_user(pid, uid)
     }
 
     /// The process's cgroup does not name the container: a second inspect must agree on the pid.
@@ -569,8 +576,7 @@ impl Job {
         };
         match second? {
             Inspection::Found(container) => Ok(InspectOutcome::Found {
-                process: process
-                    .or_else(|| live_pid(&container).map(|pid| self.context.processes.read(pid))),
+                process: process.or_else(|| live_pid(&container).map(|pid| self.read(pid))),
                 container,
             }),
             Inspection::Gone => Ok(InspectOutcome::Gone),

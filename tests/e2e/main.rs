@@ -8,6 +8,7 @@ mod collector;
 mod consume;
 mod early;
 mod fold;
+mod held;
 mod host;
 mod lab;
 mod labs;

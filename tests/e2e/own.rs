@@ -111,7 +111,7 @@ fn lives_are_told(lab: Lab, ctr: &Ctr, cri: Cri) -> Result<()> {
     eventually("its task can be deleted", || {
         ctr.call(&["tasks", "delete", "web"])
     })?;
-    ctr.run(&["--rm"], "blink", &["true"])?;
+    ctr.run(&["--rm"], "blink", &["sleep", "0.2"])?;
     host.told("a short life", |messages| {
         story_is(messages, "blink", &["create", "start", "stop", "delete"])?;
         let start = delta(messages, "blink", "start")?;

@@ -1,7 +1,7 @@
 //! The cases of the contract that are about the story of one container.
 
-use quaymaster::model::message::{Op, Origin};
-use quaymaster::model::{Container, EventKind, RuntimeType, State};
+use quaymaster::model::message::{Op, Origin, RuntimeSource};
+use quaymaster::model::{Container, EventKind, RuntimeType, SourceId, State};
 use quaymaster::reconcile::{Effect, InspectOutcome, ListOutcome, Observation, ProcessReading};
 
 use crate::script::*;
@@ -418,6 +418,7 @@ fn what_containerd_does_not_tell_of_a_task_its_events_have_told() {
     let mut script = Script::watching_docker();
     let own = |container: Container| Container {
         runtime: RuntimeType::Containerd,
+        runtime_name: "containerd".into(),
         started_at_ns: None,
         ..container
     };
@@ -435,7 +436,79 @@ fn what_containerd_does_not_tell_of_a_task_its_events_have_told() {
     // Its task is deleted.
     script.event(&docker(), 1, EventKind::Renamed, 40);
     script.found(&docker(), own(created(1, RuntimeType::Containerd)), None);
-    assert_eq!(script.ops(), ["create", "start", "stop"]);
+    let changed: Vec<_> = script.deltas().map(|delta| &delta.changed).collect();
+    assert_eq!(
+        script.ops(),
+        ["create", "start", "stop"],
+        "changed: {changed:?}"
+    );
     assert_eq!(script.field(Op::Stop, "exit_code"), "3");
     assert_eq!(script.field(Op::Stop, "started_at_ms"), started);
+}
+
+#[test]
+fn a_container_that_vanished_while_its_runtime_was_away_ends_when_that_was_first_seen() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+    script.down(&docker());
+    script.wait(4_000);
+    script.tell(Observation::Process {
+        id: id(1),
+        pid: 100,
+        reading: ProcessReading::Dead,
+    });
+    let seen_ms = T0_MS + script.at_ms;
+    script.wait(30_000);
+
+    script.up(&docker());
+    script.list(&docker(), Vec::new());
+
+    assert_eq!(script.ops(), ["stop", "delete"]);
+    assert_eq!(script.delta(Op::Stop).ts_ms, seen_ms);
+    let mappings = script.mappings();
+    let ended = mappings.last().expect("the mapping ended");
+    assert_eq!(ended.valid_to_ms, Some(seen_ms));
+}
+
+#[test]
+fn a_runtime_of_another_user_never_takes_over_what_root_s_has() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+    let rootless = SourceId::new("docker=unix:///run/user/1000/docker.sock");
+    script.tell(Observation::SourceUp {
+        source: rootless.clone(),
+        runtime: RuntimeSource {
+            runtime: RuntimeType::Docker,
+            name: "docker".into(),
+            version: "1".into(),
+            endpoint: "unix:///run/user/1000/docker.sock".into(),
+            uid: 1_000,
+        },
+        streaming: true,
+    });
+    script.down(&docker());
+
+    script.list(&rootless, vec![row_of(&running(1, 100, 10), 9)]);
+    script.died(&rootless, 1, 2_000, 0);
+
+    assert!(script.ops().is_empty(), "told: {:?}", script.ops());
+}
+
+#[test]
+fn an_inspect_of_containerd_that_runs_ahead_of_the_start_waits_for_it() {
+    let mut script = Script::watching_docker();
+    let ended = Container {
+        runtime: RuntimeType::Containerd,
+        started_at_ns: None,
+        ..exited(1, 20, 30, 0)
+    };
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.found(&docker(), ended.clone(), None);
+    assert_eq!(script.ops(), ["create"]);
+
+    script.event(&docker(), 1, EventKind::Started, 20);
+    script.died(&docker(), 1, 30, 0);
+    script.found(&docker(), ended.clone(), None);
+    script.found(&docker(), ended, None);
+    assert_eq!(script.ops(), ["create", "start", "stop"]);
 }

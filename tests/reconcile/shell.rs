@@ -293,6 +293,7 @@ impl Shell {
         self.observe(Observation::SourceUp {
             source: Self::source_id(runtime),
             runtime: RuntimeSource {
+                uid: 0,
                 runtime: runtime.runtime_type(),
                 name: runtime.name().into(),
                 version: "1".into(),

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use prost::Message as _;
+use tokio::net::UnixStream;
 use tonic::{Code, Streaming};
 
 use super::client::channel;
@@ -63,6 +64,7 @@ async fn session(
     context: &WatchContext,
     backoff: &mut Backoff,
 ) -> Result<(), tonic::Status> {
+    let uid = UnixStream::connect(socket).await?.peer_cred()?.uid();
     let request = SubscribeRequest {
         filters: FILTERS.map(str::to_owned).to_vec(),
     };
@@ -73,17 +75,17 @@ async fn session(
     tracing::debug!(socket = %socket.display(), "hints are read");
     while let Some(envelope) = stream.message().await? {
         backoff.reset();
-        take(&envelope, cri, context);
+        take(&envelope, cri, uid, context);
     }
     Ok(())
 }
 
 /// Tells the collector of one event, without ever waiting. What does not fit is lost, as a hint may be.
-fn take(envelope: &Envelope, cri: Option<&SourceId>, context: &WatchContext) {
+fn take(envelope: &Envelope, cri: Option<&SourceId>, uid: u32, context: &WatchContext) {
     if envelope.topic == b"/tasks/create"
         && let Some((id, pid)) = created_task(envelope, &context.options.claims)
     {
-        let reading = context.processes.read(pid);
+        let reading = context.processes.read_of_user(pid, uid);
         let fd = match &reading {
             ProcessReading::Alive(process) => process.fd,
             ProcessReading::Dead | ProcessReading::Denied => None,
