@@ -5,7 +5,9 @@
 #   make test      all tests, with real runtimes and brokers
 #   make check     format, lints, documentation
 #   make faults    half an hour of faults, with figures (QUAYMASTER_FAULTS_MINUTES=60, QUAYMASTER_FAULTS_SEED=…)
+#   make fuzz      every decoder of foreign bytes, 10 minutes each (QUAYMASTER_FUZZ_SECONDS=…)
 #   make bench     measurements, as ratios
+#   make package   a Debian package of the release build, in target/debian
 #   make install   what a build needs
 #   make install-lab   the runtimes and brokers that tests, demo and bench start in folders of their own
 
@@ -19,7 +21,7 @@ CARGO_VERSION_MIN := 1.90
 # What the daemon gets besides `run`, as in `make run ARGS='--bus kafka://localhost:9092'`.
 ARGS ?=
 
-.PHONY: help run demo test faults check bench install install-lab cargo build
+.PHONY: help run demo test faults fuzz check bench package install install-lab cargo build
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,7 +40,11 @@ test: install install-lab
 	cargo test --locked --test sink --test e2e --test faults -- --test-threads=1
 
 faults: install install-lab
-	CI=true cargo test --locked --test faults -- --ignored --nocapture --test-threads=1
+	CI=true cargo test --locked --test faults --test e2e -- --ignored --nocapture --test-threads=1
+
+fuzz: install
+	# One thread for each, so that all end after the time of one; they find nothing that a lone one would not.
+	QUAYMASTER_FUZZ_SECONDS=$${QUAYMASTER_FUZZ_SECONDS:-600} nice -n 19 cargo test --locked --lib fuzz_ -- --nocapture --test-threads=64
 
 check: install
 	cargo fmt --all --check
@@ -48,6 +54,10 @@ check: install
 bench: build install-lab
 	@if [[ ! -x benches/run ]]; then echo 'make: there is no benches/run' >&2; exit 1; fi
 	benches/run
+
+package: build
+	@$(LAB) install package
+	deploy/debian/build --binary target/release/quaymaster --out target/debian
 
 build: install
 	cargo build --release --locked

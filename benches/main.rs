@@ -1,6 +1,6 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic` needs nothing. The others need real runtimes (`latency` and `early` a real Kafka too)
+//! `synthetic`, `recovery` and `processes` need nothing. The others need real runtimes (`latency` and `early` a real Kafka too)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -9,6 +9,8 @@ mod daemon;
 mod early;
 mod latency;
 mod memory;
+mod processes;
+mod recovery;
 mod resync;
 mod synthetic;
 
@@ -17,9 +19,21 @@ fn main() -> anyhow::Result<()> {
         .skip(1)
         .filter(|argument| !argument.starts_with("--"))
         .collect();
+    // A part of `recovery` in a process of its own.
+    if let [name, directory] = &names[..]
+        && name == "recovery-fill"
+    {
+        return recovery::fill(directory.as_ref());
+    }
     let wants = |name: &str| names.is_empty() || names.iter().any(|wanted| wanted == name);
     if wants("synthetic") {
         synthetic::run()?;
+    }
+    if wants("recovery") {
+        recovery::run()?;
+    }
+    if wants("processes") {
+        processes::run()?;
     }
     if wants("resync") {
         resync::run()?;

@@ -3,9 +3,8 @@
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::Context as _;
-
 use crate::daemon::{cpu_seconds, endpoints, runtime_pids};
+use crate::recovery::status_mb;
 
 const SETTLE: Duration = Duration::from_secs(8);
 const IDLE: Duration = Duration::from_secs(30);
@@ -33,16 +32,20 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     let mut child = command.spawn()?;
     std::thread::sleep(SETTLE);
-    let resident = resident_mb(child.id())?;
+    let resident = status_mb(child.id(), "VmRSS:")?;
     let before = cpu_seconds(&[child.id()])?;
     let runtimes_before = cpu_seconds(&runtime_pids()?)?;
     std::thread::sleep(IDLE);
     let idle = cpu_seconds(&[child.id()])? - before;
     let runtimes = cpu_seconds(&runtime_pids()?)? - runtimes_before;
+    let peak = status_mb(child.id(), "VmHWM:");
     child.kill()?;
     child.wait()?;
     println!("== memory and idle CPU with {count} real containers");
-    println!("resident: {resident:.1} MB (goal 25 MB for 300, 40 MB for 1,000)");
+    let peak = peak?;
+    println!(
+        "resident: {resident:.1} MB, at its peak {peak:.1} MB (goal 25 MB for 300, 40 MB for 1,000)"
+    );
     println!(
         "idle CPU: {:.2} % of a core (goal 0.3 %); the runtimes' meanwhile: {:.2} %",
         idle / IDLE.as_secs_f64() * 100.0,
@@ -59,14 +62,4 @@ fn count_of(endpoint: &quaymaster::runtime::Endpoint) -> anyhow::Result<usize> {
         let client = quaymaster::runtime::connect(endpoint).await?;
         Ok(client.list().await?.rows.len())
     })
-}
-
-fn resident_mb(pid: u32) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("a process has a resident size")?;
-    let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
-    Ok(kib / 1_024.0)
 }

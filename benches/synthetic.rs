@@ -8,16 +8,17 @@ use quaymaster::model::message::{Message, RuntimeSource};
 use quaymaster::model::{
     Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, SourceId, State,
 };
-use quaymaster::outbox::{Batch, Options, Outbox, Owed, Owner};
+use quaymaster::outbox::{Batch, Gap, Options, Outbox, Owed, Owner};
 use quaymaster::reconcile::{
     Effect, Identity, InspectOutcome, ListOutcome, Observation, Process, ProcessReading,
     Reconciler, Settings,
 };
+use quaymaster::sink::{Outcome, Position, Report};
 use quaymaster::wire::{Host, Refresh, Renderer};
 
 const CONTAINERS: u64 = 20_000;
-const GROUP: usize = 2_048;
-const NOW_MS: u64 = 1_700_000_000_000;
+pub(crate) const GROUP: usize = 2_048;
+pub(crate) const NOW_MS: u64 = 1_700_000_000_000;
 
 pub(crate) fn run() -> anyhow::Result<()> {
     println!(
@@ -62,23 +63,30 @@ fn id(number: u64) -> anyhow::Result<ContainerId> {
 fn feed() -> anyhow::Result<Vec<Observation>> {
     let mut feed = Vec::new();
     for number in 0..CONTAINERS {
-        let at_ns = (NOW_MS + number) * 1_000_000;
-        let mut container = container(number, at_ns)?;
-        feed.push(event(&container, EventKind::Created, at_ns, None));
-        feed.push(found(&container, None));
-        container.state = State::Running;
-        container.started_at_ns = Some(at_ns + 10);
-        container.pid = Some(1);
-        feed.push(event(&container, EventKind::Started, at_ns + 20, None));
-        feed.push(found(&container, Some(process(number))));
-        container.state = State::Exited;
-        container.finished_at_ns = Some(at_ns + 30);
-        container.exit_code = Some(0);
-        container.pid = None;
-        feed.push(event(&container, EventKind::Died, at_ns + 40, Some(0)));
-        feed.push(found(&container, None));
-        feed.push(event(&container, EventKind::Deleted, at_ns + 50, None));
+        feed.extend(life(number, number)?);
     }
+    Ok(feed)
+}
+
+/// All that is seen of a container, from its creation to its deletion, in the PID namespace of a number.
+pub(crate) fn life(number: u64, namespace: u64) -> anyhow::Result<Vec<Observation>> {
+    let at_ns = (NOW_MS + number) * 1_000_000;
+    let mut feed = Vec::new();
+    let mut container = container(number, at_ns)?;
+    feed.push(event(&container, EventKind::Created, at_ns, None));
+    feed.push(found(&container, None));
+    container.state = State::Running;
+    container.started_at_ns = Some(at_ns + 10);
+    container.pid = Some(1);
+    feed.push(event(&container, EventKind::Started, at_ns + 20, None));
+    feed.push(found(&container, Some(process(number, namespace))));
+    container.state = State::Exited;
+    container.finished_at_ns = Some(at_ns + 30);
+    container.exit_code = Some(0);
+    container.pid = None;
+    feed.push(event(&container, EventKind::Died, at_ns + 40, Some(0)));
+    feed.push(found(&container, None));
+    feed.push(event(&container, EventKind::Deleted, at_ns + 50, None));
     Ok(feed)
 }
 
@@ -111,12 +119,12 @@ fn container(number: u64, at_ns: u64) -> anyhow::Result<Container> {
     })
 }
 
-fn process(number: u64) -> ProcessReading {
+fn process(number: u64, namespace: u64) -> ProcessReading {
     ProcessReading::Alive(Box::new(Process {
         pid: u32::try_from(number + 2).unwrap_or(2),
         start_ticks: number + 1,
         started_at_ms: NOW_MS,
-        pns_inode: 4_026_540_000 + number,
+        pns_inode: 4_026_540_000 + namespace,
         pns_id: Some(number + 100),
         mnt_ns: 4_026_532_449,
         cgroup: "/docker/synthetic".into(),
@@ -155,7 +163,7 @@ fn found(container: &Container, process: Option<ProcessReading>) -> Observation 
     }
 }
 
-fn opening() -> Vec<Observation> {
+pub(crate) fn opening() -> Vec<Observation> {
     let runtime = RuntimeSource {
         uid: 0,
         runtime: RuntimeType::Docker,
@@ -181,7 +189,7 @@ fn opening() -> Vec<Observation> {
     ]
 }
 
-fn reconciler(restored: quaymaster::reconcile::Restored) -> Reconciler {
+pub(crate) fn reconciler(restored: quaymaster::reconcile::Restored) -> Reconciler {
     let identity = Identity {
         boot_id: "boot".into(),
         host_pns_inode: 4_026_531_836,
@@ -221,10 +229,10 @@ fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
         bytes_max: 16 << 30,
     };
     let mut opened = Outbox::open(directory.path(), &owner, options)?;
-    let renderer = renderer();
+    let renderer = renderer("synthetic");
     let mut reconciler = reconciler(std::mem::take(&mut opened.restored));
     let mut outbox = opened.outbox;
-    let gap = |_, _, row| renderer.render_gap(0, 0, "overflow", row, NOW_MS);
+    let gap = |gap: &Gap| renderer.render_gap(gap, NOW_MS);
     let mut batch = Batch::default();
     let mut unacked = Vec::new();
     let mut messages = Vec::new();
@@ -245,7 +253,7 @@ fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
                     if matches!(message, Message::Delta(_)) {
                         committed.deltas += 1.0;
                     }
-                    unacked.push(row);
+                    unacked.push(acked(row));
                     messages.push((row, message));
                 }
                 Effect::SaveRow(key) => {
@@ -262,7 +270,7 @@ fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
             outbox.commit(std::mem::take(&mut batch), &reconciler, NOW_MS, &gap)?;
             committed.commits += 1;
             // The bus has them all by the next group: what is acknowledged leaves with it.
-            batch.acked = std::mem::take(&mut unacked);
+            batch.reports = std::mem::take(&mut unacked);
         }
     }
     batch.messages = rendered(&mut messages, &renderer);
@@ -271,7 +279,18 @@ fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
     Ok(committed)
 }
 
-fn rendered(messages: &mut Vec<(u64, Message)>, renderer: &Renderer) -> Vec<Owed> {
+fn acked(row: u64) -> Report {
+    let position = Position {
+        partition: 0,
+        offset: i64::try_from(row).unwrap_or(0),
+    };
+    Report {
+        row,
+        outcome: Outcome::Acked(position),
+    }
+}
+
+pub(crate) fn rendered(messages: &mut Vec<(u64, Message)>, renderer: &Renderer) -> Vec<Owed> {
     let kept = quaymaster::outbox::coalesce(std::mem::take(messages));
     let render = |(row, message): (u64, Message)| {
         Owed::new(&message, renderer.render(&message, row, NOW_MS))
@@ -279,9 +298,9 @@ fn rendered(messages: &mut Vec<(u64, Message)>, renderer: &Renderer) -> Vec<Owed
     kept.into_iter().map(render).collect()
 }
 
-fn renderer() -> Renderer {
+pub(crate) fn renderer(host_id: &str) -> Renderer {
     let host = Host {
-        host_id: Arc::from("synthetic"),
+        host_id: Arc::from(host_id),
         host_name: "synthetic".into(),
         boot_id: "boot".into(),
         epoch: "epoch".into(),

@@ -12,16 +12,17 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::fdstore::FdStore;
 use crate::heartbeat::Heartbeat;
+use crate::local::tenants::Tenant;
 use crate::model::message::Message;
 use crate::model::{ContainerId, ContainerKind, SourceId};
-use crate::outbox::{self, Batch, Outbox, Owed, Stage, Totals};
+use crate::outbox::{self, Batch, Committed, Gap, Outbox, Owed, Stage, StageDone, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{
-    Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings,
+    Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, Report};
@@ -47,8 +48,20 @@ pub enum Input {
     Reported(Vec<Report>),
     /// An endpoint is watched from now on.
     Watching(SourceId, Watched),
+    /// The bus that reports from now on, as it names itself.
+    BusIs(Arc<str>),
+    /// The bus lost what it had acknowledged. Nothing may be in flight: what is owed is read again from the
+    /// first row on, once `done` is answered.
+    BusLostData {
+        /// The oldest delta of this epoch that it is known to lack; `None` where that is not known.
+        lost_from: Option<u64>,
+        /// Answered when what was lost is owed again, durably.
+        done: oneshot::Sender<()>,
+    },
     /// The end is near: the status says so.
     Stopping,
+    /// Someone wants to know which containers live.
+    Tenants(oneshot::Sender<Vec<Tenant>>),
 }
 
 /// The way in for observations.
@@ -126,6 +139,7 @@ pub struct Collector {
     requests: Vec<(SourceId, Request)>,
     /// Inspects for which a sketch will do, in one request for each runtime.
     sketches: BTreeMap<SourceId, Vec<(ContainerId, ContainerKind)>>,
+    lost: Vec<(Option<u64>, oneshot::Sender<()>)>,
     phase: &'static str,
     resync: ResyncStatus,
     next_status_ms: u64,
@@ -176,6 +190,7 @@ impl Collector {
             released: Vec::new(),
             requests: Vec::new(),
             sketches: BTreeMap::new(),
+            lost: Vec::new(),
             phase: "starting",
             resync: ResyncStatus::default(),
             next_status_ms: 0,
@@ -208,8 +223,11 @@ impl Collector {
                 self.observe(Observation::SnapshotDue);
             }
             self.commit();
+            self.owe_again();
         }
-        self.sync();
+        // What the last reports ended, and then their acknowledgements.
+        self.commit();
+        self.commit();
     }
 
     fn take(&mut self, input: Input) {
@@ -224,9 +242,16 @@ impl Collector {
                 self.watched.insert(source.clone(), watched);
                 self.observe(Observation::SourceExpected { source });
             }
+            Input::BusIs(bus) => self.parts.outbox.set_bus(bus),
+            Input::BusLostData { lost_from, done } => self.lost.push((lost_from, done)),
             Input::Stopping => {
                 self.phase = "stopping";
                 self.status_due = true;
+            }
+            Input::Tenants(answer) => {
+                let tenants = self.reconciler.containers();
+                // Who asked may have gone meanwhile.
+                let _ = answer.send(tenants.filter_map(tenant).collect());
             }
         }
     }
@@ -253,6 +278,7 @@ impl Collector {
             | Observation::MappingAcked { .. }
             | Observation::TombstoneAcked { .. }
             | Observation::SnapshotDue
+            | Observation::StateDue
             | Observation::ListDue { .. }
             | Observation::Tick => {}
         }
@@ -299,52 +325,33 @@ impl Collector {
     }
 
     fn reported(&mut self, reports: Vec<Report>) {
-        for report in reports {
-            match report.outcome {
-                Outcome::Acked(_) => self.batch.acked.push(report.row),
-                Outcome::Rejected(reason) => {
+        for report in &reports {
+            match &report.outcome {
+                Outcome::Acked(_) => {}
+                Outcome::Rejected(reason) | Outcome::Replaced { reason, .. } => {
                     tracing::error!(row = report.row, %reason, "the bus refuses a message; it is in quarantine");
-                    self.batch.rejected.push((report.row, reason));
                 }
             }
-            self.settle(report.row);
         }
+        self.batch.reports.extend(reports);
     }
 
-    /// Tells the reconciler of a mapping or a tombstone that is no longer owed.
-    fn settle(&mut self, row: u64) {
-        let Some(done) = self.parts.outbox.stage_of(row) else {
-            return;
-        };
-        let (pns_inode, generation) = (done.pns_inode, done.generation);
-        if self.is_put_anew(pns_inode, generation) {
-            return;
-        }
-        match done.stage {
-            Stage::None => {}
-            Stage::Mapping => self.observe(Observation::MappingAcked {
-                pns_inode,
-                generation,
-            }),
-            Stage::Tombstone => self.observe(Observation::TombstoneAcked {
-                pns_inode,
-                generation,
-            }),
-        }
-    }
-
-    /// Whether a newer put of a mapping waits for the commit: an acknowledgement of the one before says nothing.
-    fn is_put_anew(&self, inode: u64, of_generation: u64) -> bool {
-        self.messages.iter().any(|(_, message)| match message {
-            Message::Mapping { mapping, .. } => {
-                mapping.pns_inode == inode && mapping.generation == of_generation
+    /// Tells the reconciler of mappings and tombstones that are no longer owed.
+    fn settle(&mut self, settled: Vec<StageDone>) {
+        for done in settled {
+            let (pns_inode, generation) = (done.pns_inode, done.generation);
+            match done.stage {
+                Stage::None => {}
+                Stage::Mapping => self.observe(Observation::MappingAcked {
+                    pns_inode,
+                    generation,
+                }),
+                Stage::Tombstone => self.observe(Observation::TombstoneAcked {
+                    pns_inode,
+                    generation,
+                }),
             }
-            Message::MappingTombstone {
-                pns_inode,
-                generation,
-            } => *pns_inode == inode && *generation == of_generation,
-            Message::Delta(_) | Message::Record { .. } | Message::RecordTombstone { .. } => false,
-        })
+        }
     }
 
     /// Makes what was decided durable, then acts on it.
@@ -361,38 +368,32 @@ impl Collector {
             }));
         let has_messages = !batch.messages.is_empty();
         // What the bus has it says once: that outlives a commit that fails.
-        let (acked, rejected) = (batch.acked.clone(), batch.rejected.clone());
+        let reports = batch.reports.clone();
         let saved = if self.parts.fd_store.is_there() {
             batch.rows.clone()
         } else {
             BTreeSet::new()
         };
-        let result = if batch.is_empty() {
-            if self.has_ticked && self.parts.outbox.has_unsynced_acks() {
-                // What a crash would send twice is a second's worth. An event that has nothing to commit yet is not to
-                // wait for the disk: its inspect is asked for now.
-                self.parts.outbox.sync(&self.reconciler, now)
-            } else {
-                Ok(())
-            }
+        // Where nothing came but the clock's tick, what a crash would send twice is a second's worth. An event that has
+        // nothing to commit yet is not to wait for the disk: its inspect is asked for now.
+        let has_ticked = std::mem::take(&mut self.has_ticked);
+        let is_due = !batch.is_empty() || (has_ticked && self.parts.outbox.has_unsynced_acks());
+        let gap = gap_renderer(&self.parts.renderer, now);
+        let result = if is_due {
+            let outbox = &mut self.parts.outbox;
+            outbox.commit(batch, &self.reconciler, now, &gap)
         } else {
-            let renderer = self.parts.renderer.clone();
-            let gap =
-                move |seq_from, seq, row| renderer.render_gap(seq_from, seq, "overflow", row, now);
-            let committed = self.parts.outbox.commit(batch, &self.reconciler, now, &gap);
-            committed.map(|dropped| {
-                if let Some((seq_from, seq)) = dropped {
+            Ok(Committed::default())
+        };
+        match result {
+            Ok(committed) => {
+                if let Some((seq_from, seq)) = committed.dropped {
                     tracing::error!(
                         seq_from,
                         seq,
                         "the outbox is full; the oldest deltas are lost"
                     );
                 }
-            })
-        };
-        self.has_ticked = false;
-        match result {
-            Ok(()) => {
                 if has_messages {
                     tracing::trace!(last_row, "committed");
                     self.parts.committed.notify_one();
@@ -400,13 +401,36 @@ impl Collector {
                 self.failures_in_a_row = 0;
                 self.keep_fds(&saved);
                 self.act();
+                self.settle(committed.settled);
                 self.publish_status(now);
             }
             Err(error) => {
-                self.batch.acked = acked;
-                self.batch.rejected = rejected;
+                self.batch.reports = reports;
                 self.recover(&telemetry::chain(&error));
             }
+        }
+    }
+
+    /// Owes what the bus lost anew. What cannot be committed is tried again with the next input.
+    fn owe_again(&mut self) {
+        while let Some((lost_from, done)) = self.lost.pop() {
+            let now = now_ms();
+            let gap = gap_renderer(&self.parts.renderer, now);
+            if let Err(error) = self.parts.outbox.owe_again(lost_from, now, &gap) {
+                self.lost.push((lost_from, done));
+                self.recover(&telemetry::chain(&error));
+                return;
+            }
+            tracing::error!(
+                lost_from,
+                owed = self.parts.outbox.totals().messages,
+                "the bus lost what it had acknowledged; it is sent again"
+            );
+            self.observe(Observation::StateDue);
+            self.commit();
+            self.parts.committed.notify_one();
+            // Whoever asked may have ended meanwhile.
+            let _ = done.send(());
         }
     }
 
@@ -458,8 +482,8 @@ impl Collector {
         let wait = COMMIT_RETRY.0 * 2_u32.saturating_pow(self.failures_in_a_row);
         self.failures_in_a_row += 1;
         std::thread::sleep(wait.min(COMMIT_RETRY.1));
-        let restored = match self.parts.outbox.recover() {
-            Ok(restored) => restored,
+        let recovered = match self.parts.outbox.recover() {
+            Ok(recovered) => recovered,
             Err(error) => {
                 tracing::error!(
                     error = telemetry::chain(&error),
@@ -481,33 +505,18 @@ impl Collector {
         self.reconciler = Reconciler::new(
             self.parts.identity.clone(),
             self.parts.settings.clone(),
-            restored,
+            recovered.restored,
         );
-        let owed = self.parts.outbox.owed_mappings();
         self.observe(Observation::Began {
             last_alive_ms: now_ms(),
-            owed,
+            owed: recovered.owed,
         });
-        let rejected = self.batch.rejected.iter().map(|(row, _)| *row);
-        let reported: Vec<u64> = self.batch.acked.iter().copied().chain(rejected).collect();
-        for row in reported {
-            self.settle(row);
-        }
         for (source, runtime, streaming) in ups {
             self.observe(Observation::SourceUp {
                 source,
                 runtime,
                 streaming,
             });
-        }
-    }
-
-    fn sync(&mut self) {
-        if let Err(error) = self.parts.outbox.sync(&self.reconciler, now_ms()) {
-            tracing::error!(
-                error = telemetry::chain(&error),
-                "the state cannot be written"
-            );
         }
     }
 
@@ -619,6 +628,22 @@ impl Collector {
             })
             .collect()
     }
+}
+
+/// Renders gaps at a time.
+fn gap_renderer(renderer: &Renderer, now_ms: u64) -> impl Fn(&Gap) -> Outgoing + use<> {
+    let renderer = renderer.clone();
+    move |gap| renderer.render_gap(gap, now_ms)
+}
+
+/// A container as it was told last, where its init process lives.
+fn tenant(tracked: &Tracked) -> Option<Tenant> {
+    let (pid, start_ticks) = tracked.open_process()?;
+    Some(Tenant {
+        container: tracked.shared()?,
+        pid,
+        start_ticks: (start_ticks > 0).then_some(start_ticks),
+    })
 }
 
 /// A collector on its thread, and the way in.

@@ -2,6 +2,9 @@
 //!
 //! A raw form is read (serde; unknown keys are refused), and made into a [`Config`] whose every value is valid.
 
+pub mod access;
+#[cfg(test)]
+mod fuzz;
 pub mod keys;
 mod raw;
 
@@ -9,15 +12,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use access::{Access, AccessOverrides, RawAccess, Secrets};
 use raw::{Raw, RawTopics};
 
+use crate::model::Topic;
 use crate::runtime::Endpoint;
-use crate::sink::{BusUrl, ManageTopics, TopicSettings};
+use crate::sink::{Bus, BusUrl, ManageTopics, TopicSettings};
 use crate::telemetry::LogFormat;
 
-/// The shortest and the longest time between two resyncs.
-const RESYNC_INTERVAL: (Duration, Duration) =
-    (Duration::from_secs(1), Duration::from_secs(24 * 3_600));
+/// The shortest and the longest time between two resyncs, or two snapshots.
+const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3_600));
 /// The least that the outbox may hold.
 const OUTBOX_BYTES_MIN: u64 = 1024 * 1024;
 /// Longest host id.
@@ -70,6 +74,9 @@ pub struct Overrides {
     /// Bytes of messages that wait for the bus, beyond which the oldest deltas go, such as 1GiB
     #[arg(long, value_name = "BYTES", env = "QUAYMASTER_OUTBOX_MAX_BYTES")]
     pub outbox_max_bytes: Option<String>,
+    /// Time between two snapshots of the host's processes that are published, such as 1m; none without it
+    #[arg(long, value_name = "TIME", env = "QUAYMASTER_PROCESSES_INTERVAL")]
+    pub processes_interval: Option<String>,
     /// ADDRESS:PORT of /metrics, /livez, /readyz and /status; nothing listens without it
     #[arg(
         long = "listen",
@@ -86,13 +93,18 @@ pub struct Overrides {
     /// How logs are written: text or json
     #[arg(long, value_name = "FORMAT", env = "QUAYMASTER_LOG_FORMAT")]
     pub log_format: Option<String>,
+    /// How the bus is entered.
+    #[command(flatten)]
+    pub access: AccessOverrides,
 }
 
 /// A configuration that is valid.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where messages go.
-    pub bus: BusUrl,
+    /// Where messages go, with what is needed to enter it.
+    pub bus: Bus,
+    /// How a bus is entered, as it is set; of what concerns the other bus too.
+    pub access: Access,
     /// Where the state lives.
     pub state_dir: PathBuf,
     /// The runtimes' sockets; empty for discovery.
@@ -117,6 +129,8 @@ pub struct Config {
     pub pns_held_max: usize,
     /// Bytes of messages that may wait.
     pub outbox_max_bytes: u64,
+    /// Time between two snapshots of the processes, where they are sent.
+    pub processes_interval: Option<Duration>,
     /// Where the HTTP listener is, where there is one.
     pub http_listen: Option<SocketAddr>,
     /// Whether it may be another address than loopback.
@@ -177,7 +191,7 @@ impl Config {
             Some(path) => read_file(path)?.0,
             None => Raw::default(),
         };
-        Self::check(overrides, raw)
+        Self::check_with(overrides, raw, &Secrets::of_environment()?)
     }
 
     /// The configuration, and the file as it is written, to tell what comes from there.
@@ -189,7 +203,8 @@ impl Config {
             Some(path) => read_file(path)?,
             None => Default::default(),
         };
-        Ok((Self::check(overrides, raw)?, file))
+        let config = Self::check_with(overrides, raw, &Secrets::of_environment()?)?;
+        Ok((config, file))
     }
 
     /// The configuration of an empty file, without flags and environment.
@@ -201,12 +216,29 @@ impl Config {
     }
 
     fn check(flags: &Overrides, raw: Raw) -> Result<Self, ConfigError> {
+        Self::check_with(flags, raw, &Secrets::default())
+    }
+
+    fn check_with(flags: &Overrides, raw: Raw, secrets: &Secrets) -> Result<Self, ConfigError> {
         let bus = flags
             .bus
             .clone()
             .or(raw.bus)
             .unwrap_or_else(|| "stdout:".to_owned());
         let bus = bus.parse::<BusUrl>().map_err(|error| value("bus", error))?;
+        let access = RawAccess {
+            tls: raw.tls,
+            sasl: raw.sasl,
+            nats: raw.nats,
+            librdkafka: raw.librdkafka,
+        };
+        let access = Access::check(&flags.access, access, secrets)?;
+        let bus = access.to(&bus)?;
+        let processes_interval = flags.processes_interval.clone();
+        let processes_interval = processes_interval
+            .or(raw.processes.interval)
+            .map(|text| between("processes.interval", &text))
+            .transpose()?;
         let endpoints = if flags.endpoints.is_empty() {
             raw.endpoints
         } else {
@@ -219,19 +251,19 @@ impl Config {
                     .map_err(|error| value("endpoint", error))
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let topics = topics(flags, raw.topics)?;
+        let mut topics = topics(flags, raw.topics)?;
+        if processes_interval.is_some() {
+            topics.used.push(Topic::Processes);
+        }
         let records_refresh = match raw.records.refresh.as_deref() {
             None | Some("resync") => None,
             Some(text) => Some(duration("records.refresh", text)?),
         };
         let resync_interval = flags.resync_interval.clone().or(raw.resync_interval);
-        let resync_interval = duration(
+        let resync_interval = between(
             "resync_interval",
             resync_interval.as_deref().unwrap_or("5m"),
         )?;
-        if resync_interval < RESYNC_INTERVAL.0 || resync_interval > RESYNC_INTERVAL.1 {
-            return Err(value("resync_interval", "it must be between 1s and 24h"));
-        }
         let host_id = flags.host_id.clone().or(raw.host_id);
         if let Some(host_id) = &host_id {
             check_host_id(host_id).map_err(|error| value("host_id", error))?;
@@ -250,6 +282,7 @@ impl Config {
         let log_format = flags.log_format.clone().or(raw.log.format);
         Ok(Self {
             bus,
+            access,
             state_dir: flags
                 .state_dir
                 .clone()
@@ -270,6 +303,7 @@ impl Config {
             pns_refresh: duration("pns.refresh", raw.pns.refresh.as_deref().unwrap_or("1h"))?,
             pns_held_max: raw.pns.held_max.unwrap_or(4_096),
             outbox_max_bytes,
+            processes_interval,
             http_listen,
             http_listen_anywhere,
             log_filter: flags
@@ -314,6 +348,7 @@ fn topics(flags: &Overrides, raw: RawTopics) -> Result<TopicSettings, ConfigErro
                 return Err(value("topics.manage", message));
             }
         },
+        used: defaults.used,
     };
     settings.check().map_err(|error| value("topics", error))?;
     Ok(settings)
@@ -392,6 +427,15 @@ fn duration(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
             format!("`{text}` is no time such as `5m` or `90s`: {error}"),
         )
     })
+}
+
+/// A time between two of what is done again and again.
+fn between(key: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    let interval = duration(key, text)?;
+    if interval < INTERVAL.0 || interval > INTERVAL.1 {
+        return Err(value(key, "it must be between 1s and 24h"));
+    }
+    Ok(interval)
 }
 
 fn bytes(key: &'static str, text: &str) -> Result<u64, ConfigError> {
@@ -483,6 +527,7 @@ mod tests {
         let cases = [
             ("resync_interval = \"soon\"", "resync_interval"),
             ("resync_interval = \"1ms\"", "between 1s and 24h"),
+            ("processes.interval = \"0s\"", "between 1s and 24h"),
             ("bus = \"amqp://x\"", "bus"),
             ("endpoints = [\"podman=unix:///x\"]", "endpoint"),
             ("host_id = \"a/b\"", "host_id"),

@@ -5,9 +5,12 @@ pub mod cli;
 pub mod collector;
 pub mod config;
 pub mod fdstore;
+#[cfg(test)]
+mod fuzzing;
 pub mod heartbeat;
 pub mod host;
 pub mod http;
+pub mod local;
 pub mod model;
 pub mod notify;
 pub mod outbox;

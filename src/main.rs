@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
-use quaymaster::cli::{self, config, doctor, exec, list, outbox, run, schema, topics};
+use quaymaster::cli::{
+    self, config, doctor, exec, list, local, outbox, ports, processes, run, schema, topics, whois,
+};
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
 use quaymaster::procfs::ProcessTable;
@@ -29,6 +31,12 @@ enum Command {
     List(list::ListArgs),
     /// Run a command in a container
     Exec(exec::ExecArgs),
+    /// Say whose a process, a PID namespace or a container is
+    Whois(whois::WhoisArgs),
+    /// Print the host's processes with their containers, or send them to the bus
+    Processes(Box<local::SnapshotArgs>),
+    /// Print the listening sockets with their processes and containers, or send them to the bus
+    Ports(Box<local::SnapshotArgs>),
     /// Create, check, show or tidy up the topics of the bus
     Topics {
         #[command(flatten)]
@@ -90,6 +98,9 @@ async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
             list::run(args, &pns_of, &mut out, &mut err).await
         }
         Command::Exec(args) => exec::run(args, &mut out, &mut err).await,
+        Command::Whois(args) => whois::run(args, &mut out, &mut err).await,
+        Command::Processes(args) => processes::run(args, &mut out, &mut err).await,
+        Command::Ports(args) => ports::run(args, &mut out, &mut err).await,
         Command::Topics { overrides, command } => ended(
             topics::configured(overrides, *command, &mut out).await,
             &mut err,

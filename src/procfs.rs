@@ -3,6 +3,9 @@
 //! `/proc/PID` is opened once, as a directory, and everything is read through that fd: when the process dies
 //! midway the reads fail, and a pid that is given to another process meanwhile is never mixed in.
 
+#[cfg(test)]
+mod fuzz;
+
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
@@ -95,6 +98,11 @@ impl ProcessTable {
             host_pns_inode,
             fds: NamespaceFds::default(),
         })
+    }
+
+    /// Where it is mounted.
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     /// The number of the host's own PID namespace.
@@ -211,8 +219,8 @@ impl ProcessTable {
         })
     }
 
-    /// The start in unix milliseconds, less one tick.
-    fn start_ms(&self, start_ticks: u64) -> u64 {
+    /// A process's start in unix milliseconds, less one tick.
+    pub(crate) fn start_ms(&self, start_ticks: u64) -> u64 {
         self.boot_time_ms + start_ticks.saturating_sub(1) * 1_000 / self.ticks_per_second
     }
 }
@@ -248,7 +256,7 @@ fn boot_time_ms() -> u64 {
     unsafe_code,
     reason = "an ioctl has no safe form; this one writes one u64"
 )]
-fn namespace_id<Fd: AsFd>(namespace: Fd) -> Option<u64> {
+pub(crate) fn namespace_id<Fd: AsFd>(namespace: Fd) -> Option<u64> {
     const NS_GET_ID: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u64>(0xb7, 13);
     // SAFETY: NS_GET_ID is _IOR(0xb7, 13, u64): the kernel writes one u64 and reads nothing.
     let id: u64 = unsafe {
@@ -259,7 +267,7 @@ fn namespace_id<Fd: AsFd>(namespace: Fd) -> Option<u64> {
 }
 
 /// The number in a namespace's link: `pid:[4026532448]`.
-fn link_inode(link: &str) -> Option<u64> {
+pub(crate) fn link_inode(link: &str) -> Option<u64> {
     link.split_once('[')?.1.strip_suffix(']')?.parse().ok()
 }
 
@@ -282,7 +290,7 @@ fn status_is_init(status: &str) -> bool {
 }
 
 /// The path of the unified hierarchy, else of the first one that is not the root.
-fn cgroup_path(cgroup: &str) -> &str {
+pub(crate) fn cgroup_path(cgroup: &str) -> &str {
     let path_of = |line: &'_ str| line.splitn(3, ':').nth(2).map_or(0, str::len);
     let unified = cgroup
         .lines()

@@ -41,8 +41,9 @@ pub fn check_filter(filter: &str) -> Result<(), String> {
     parse_filter(filter).map(drop)
 }
 
+/// The NATS client logs each attempt that fails, once a second: what it has to say is in the bus's health.
 fn parse_filter(filter: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(filter)
+    EnvFilter::try_new(format!("async_nats=off,{filter}"))
         .map_err(|error| format!("the log filter `{filter}` is not valid: {error}"))
 }
 

@@ -6,6 +6,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Subcommand};
 
 use super::{EXIT_CONFIG, EXIT_FAILURE, Failure};
+use crate::config::access::SECRET_VARIABLES;
 use crate::config::keys::{self, KEYS, Key};
 use crate::config::{Config, Overrides};
 use crate::{host, telemetry};
@@ -33,14 +34,14 @@ pub fn run(
 ) -> Result<(), Failure> {
     let text = match command {
         ConfigCommand::Show(overrides) => {
-            let (config, file) = Config::load_with_file(overrides).map_err(|e| wrong(&e))?;
+            let (config, file) = Config::load_with_file(overrides)?;
             let matches = matches.and_then(|matches| matches.subcommand_matches("show"));
             let origin = |key: &Key| origin(key, matches, &file);
             show(&config, &origin)
         }
         ConfigCommand::Check(overrides) => check(overrides)?,
         ConfigCommand::Example => {
-            let defaults = Config::defaults().map_err(|e| wrong(&e))?;
+            let defaults = Config::defaults()?;
             keys::example(&defaults)
         }
     };
@@ -54,7 +55,7 @@ fn show(config: &Config, origin: &dyn Fn(&Key) -> &'static str) -> String {
         .iter()
         .map(|key| match (key.value)(config) {
             Some(value) => (format!("{} = {value}", key.name), origin(key)),
-            None => (format!("# {} is not set", key.name), ""),
+            None => (format!("# {} is not set{}", key.name, held(key)), ""),
         })
         .collect();
     let width = lines
@@ -75,6 +76,16 @@ fn show(config: &Config, origin: &dyn Fn(&Key) -> &'static str) -> String {
     text
 }
 
+/// Says that a variable holds the secret of a key; never the secret.
+fn held(key: &Key) -> String {
+    SECRET_VARIABLES
+        .iter()
+        .filter(|(of, _)| *of == key.name)
+        .filter(|(_, name)| std::env::var_os(name).is_some_and(|text| !text.is_empty()))
+        .map(|(_, name)| format!(": {name} holds the secret"))
+        .collect()
+}
+
 fn origin(key: &Key, matches: Option<&ArgMatches>, file: &toml::Table) -> &'static str {
     let source = key
         .flag
@@ -89,7 +100,7 @@ fn origin(key: &Key, matches: Option<&ArgMatches>, file: &toml::Table) -> &'stat
 
 /// All that can be said of a configuration without the runtimes and the bus (for those there is `doctor`).
 fn check(overrides: &Overrides) -> Result<String, Failure> {
-    let config = Config::load(overrides).map_err(|e| wrong(&e))?;
+    let config = super::load(overrides)?;
     let failure = |error: String| Failure::new(EXIT_CONFIG, error);
     telemetry::check_filter(&config.log_filter).map_err(failure)?;
     let host_id = host::host_id(config.host_id.as_deref()).map_err(failure)?;
@@ -97,8 +108,4 @@ fn check(overrides: &Overrides) -> Result<String, Failure> {
         "the configuration is valid: host {host_id}, bus {}\n",
         config.bus
     ))
-}
-
-fn wrong(error: &crate::config::ConfigError) -> Failure {
-    Failure::new(EXIT_CONFIG, super::chain(error))
 }

@@ -10,8 +10,8 @@ use std::io::Write;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{EXIT_CONFIG, EXIT_FAILURE, Failure, chain};
-use crate::config::{Config, Overrides};
+use super::{EXIT_FAILURE, Failure};
+use crate::config::Overrides;
 
 /// The arguments of `quaymaster doctor`.
 #[derive(clap::Args, Clone, Debug)]
@@ -103,11 +103,10 @@ struct Report<'a> {
 /// Looks at everything and prints what was found.
 ///
 /// # Errors
-/// [`EXIT_CONFIG`] for a setting that is wrong, [`EXIT_FAILURE`] where something is not well, or the output cannot
+/// As [`super::load`], and [`EXIT_FAILURE`] where something is not well, or the output cannot
 /// be written.
 pub async fn run(args: &DoctorArgs, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
-    let config =
-        Config::load(&args.overrides).map_err(|error| Failure::new(EXIT_CONFIG, chain(&error)))?;
+    let config = super::load(&args.overrides)?;
     let mut findings = host::look(&config);
     findings.extend(runtimes::look(&config).await);
     findings.extend(bus::look(&config).await);

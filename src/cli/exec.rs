@@ -5,13 +5,11 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::choose::choose;
 use super::gather::{Found, gather};
 use super::{EXIT_FAILURE, chain, parse_duration};
 use crate::model::ContainerKind;
-use crate::runtime::{Endpoint, ExecOutput, Options, text};
-
-/// Candidates that are named when a name is ambiguous.
-const CANDIDATES_MAX: usize = 16;
+use crate::runtime::{Endpoint, ExecOutput, Options};
 
 /// The arguments of `quaymaster exec`.
 #[derive(Args, Clone, Debug)]
@@ -42,7 +40,9 @@ pub async fn run(
 ) -> u8 {
     let gathered = gather(&args.endpoint, &Options::default()).await;
     let unanswered = gathered.exit_code_if_unanswered();
-    let chosen = choose(&gathered.found, &args.container);
+    // Commands run in containers, not in the sandboxes of pods.
+    let is_container = |found: &Found| found.container.kind == ContainerKind::Container;
+    let chosen = choose(&gathered.found, &args.container, &is_container);
     if chosen.is_err() {
         for problem in &gathered.problems {
             // When even stderr is closed there is nobody left to tell.
@@ -90,71 +90,4 @@ impl ExecOutput for Output<'_> {
         self.err.write_all(bytes)?;
         self.err.flush()
     }
-}
-
-/// The one container that is meant: by its whole id, else by its name, else by the beginning of its id. Where
-/// several match, those that run count before those that do not: a pod keeps the earlier attempts of a container.
-fn choose<'a>(found: &'a [Found], wanted: &str) -> Result<&'a Found, String> {
-    let by_id = matching(found, |row| row.container.id.as_str() == wanted);
-    let by_name = matching(found, |row| names(row).iter().any(|name| name == wanted));
-    let by_prefix = matching(found, |row| {
-        !wanted.is_empty() && row.container.id.as_str().starts_with(wanted)
-    });
-    let matches = [by_id, by_name, by_prefix]
-        .into_iter()
-        .find(|matches| !matches.is_empty())
-        .unwrap_or_default();
-    let live: Vec<&Found> = matches
-        .iter()
-        .copied()
-        .filter(|row| row.container.state.is_live())
-        .collect();
-
-    let wanted = text::escaped(&text::bounded(wanted));
-    match (live.as_slice(), matches.as_slice()) {
-        ([row], _) | ([], [row]) => Ok(row),
-        ([], []) => Err(format!("no container has the id or name `{wanted}`")),
-        _ => {
-            let mut lines = vec![format!("`{wanted}` may mean any of these:")];
-            lines.extend(
-                matches
-                    .iter()
-                    .take(CANDIDATES_MAX)
-                    .map(|row| candidate(row)),
-            );
-            if matches.len() > CANDIDATES_MAX {
-                lines.push(format!("  and {} more", matches.len() - CANDIDATES_MAX));
-            }
-            Err(lines.join("\n"))
-        }
-    }
-}
-
-/// Commands run in containers, not in the sandboxes of pods.
-fn matching(found: &[Found], matches: impl Fn(&Found) -> bool) -> Vec<&Found> {
-    found
-        .iter()
-        .filter(|row| row.container.kind == ContainerKind::Container && matches(row))
-        .collect()
-}
-
-fn names(found: &Found) -> Vec<String> {
-    let container = &found.container;
-    let mut names = vec![container.name.clone()];
-    if let Some(pod) = &container.pod {
-        names.push(format!("{}/{}", pod.name, container.name));
-        names.push(format!("{}/{}/{}", pod.namespace, pod.name, container.name));
-    }
-    names
-}
-
-fn candidate(found: &Found) -> String {
-    let name = names(found).pop().unwrap_or_default();
-    format!(
-        "  {}  {}  {}  {}",
-        found.container.id,
-        text::escaped(&name),
-        found.container.state.as_str(),
-        found.client.info().endpoint.uri(),
-    )
 }

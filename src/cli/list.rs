@@ -6,15 +6,10 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 
 use super::gather::gather;
-use super::{EXIT_FAILURE, EXIT_OK};
+use super::table::{self, cell, short_id};
+use super::written;
 use crate::model::Container;
-use crate::runtime::{Endpoint, Options, text};
-
-/// Longest cell of the table, in characters.
-const CELL_CHARS_MAX: usize = 64;
-
-/// Characters of an id in the table, as Docker shows them.
-const SHORT_ID_CHARS: usize = 12;
+use crate::runtime::{Endpoint, Options};
 
 /// The arguments of `quaymaster list`.
 #[derive(Args, Clone, Debug)]
@@ -64,19 +59,11 @@ pub async fn run(
             (&found.container, pns)
         })
         .collect();
-    let written = match args.format {
+    let result = match args.format {
         Format::Table => write_table(&rows, out),
         Format::Json => write_json(&rows, out),
     };
-    match written.and_then(|()| out.flush()) {
-        Ok(()) => EXIT_OK,
-        // The reader has seen enough, as in `quaymaster list | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
-        Err(error) => {
-            let _ = writeln!(err, "quaymaster: failed to write the list: {error}");
-            EXIT_FAILURE
-        }
-    }
+    written(result.and_then(|()| out.flush()), err)
 }
 
 fn write_json(rows: &[(&Container, String)], out: &mut dyn Write) -> io::Result<()> {
@@ -89,7 +76,7 @@ fn write_json(rows: &[(&Container, String)], out: &mut dyn Write) -> io::Result<
 }
 
 /// The fields of the record that a runtime alone tells; all values are text, an unknown one is `""`.
-fn fields(container: &Container, pns: &str) -> Map<String, Value> {
+pub(super) fn fields(container: &Container, pns: &str) -> Map<String, Value> {
     let number = |value: Option<u64>| value.map(|value| value.to_string()).unwrap_or_default();
     let ms = |ns: Option<u64>| number(ns.map(|ns| ns / 1_000_000));
     let flag = |value: Option<bool>| value.map(|value| value.to_string()).unwrap_or_default();
@@ -158,30 +145,10 @@ fn write_table(rows: &[(&Container, String)], out: &mut dyn Write) -> io::Result
     .map(str::to_owned);
     let mut lines = vec![head];
     lines.extend(rows.iter().map(|(container, pns)| cells(container, pns)));
-
-    let mut widths = [0; 9];
-    for line in &lines {
-        for (width, cell) in widths.iter_mut().zip(line) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    for line in &lines {
-        let padded: Vec<String> = line
-            .iter()
-            .zip(widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        writeln!(out, "{}", padded.join("  ").trim_end())?;
-    }
-    Ok(())
+    table::write(&lines, out)
 }
 
 fn cells(container: &Container, pns: &str) -> [String; 9] {
-    let pod = container
-        .pod
-        .as_ref()
-        .map(|pod| format!("{}/{}", pod.namespace, pod.name))
-        .unwrap_or_default();
     let image = if container.image_name.is_empty() {
         &container.image_id
     } else {
@@ -195,27 +162,7 @@ fn cells(container: &Container, pns: &str) -> [String; 9] {
         container.kind.as_str().to_owned(),
         container.pid.map(|pid| pid.to_string()).unwrap_or_default(),
         cell(pns),
-        cell(&pod),
+        cell(&table::pod(container)),
         cell(image),
     ]
-}
-
-/// The id's beginning; the whole of one that is a name (containerd's own containers).
-fn short_id(id: &str) -> String {
-    if text::is_bare_sha256(id) {
-        id.chars().take(SHORT_ID_CHARS).collect()
-    } else {
-        cell(id)
-    }
-}
-
-/// Foreign text, escaped for a terminal and cut.
-fn cell(text: &str) -> String {
-    let escaped = text::escaped(text);
-    if escaped.chars().count() <= CELL_CHARS_MAX {
-        return escaped;
-    }
-    let mut cut: String = escaped.chars().take(CELL_CHARS_MAX - 1).collect();
-    cut.push('…');
-    cut
 }

@@ -2,20 +2,29 @@
 //!
 //! A subcommand writes to the writers it is given and returns its exit code; only `main.rs` touches the process.
 
+mod choose;
 pub mod config;
 pub mod doctor;
 pub mod exec;
 mod gather;
 pub mod list;
+pub mod local;
 pub mod outbox;
+pub mod ports;
+pub mod processes;
 pub mod run;
 pub mod schema;
+mod table;
 pub mod topics;
+pub mod whois;
 
 use std::error::Error;
+use std::io::{self, Write};
 use std::time::Duration;
 
+use crate::config::{Config, ConfigError, Overrides};
 use crate::runtime::text;
+use crate::sink::SinkError;
 use crate::telemetry;
 
 /// All went well.
@@ -24,9 +33,9 @@ pub const EXIT_OK: u8 = 0;
 pub const EXIT_FAILURE: u8 = 1;
 /// A setting is wrong.
 pub const EXIT_CONFIG: u8 = 64;
-/// No runtime answers (`EX_UNAVAILABLE` of sysexits.h).
+/// No runtime answers, or no bus (`EX_UNAVAILABLE` of sysexits.h).
 pub const EXIT_UNAVAILABLE: u8 = 69;
-/// Runtimes are there, and we may not connect to any (`EX_NOPERM`).
+/// There is no permission: for runtimes that are there, for a file, or at the bus (`EX_NOPERM`).
 pub const EXIT_NO_PERMISSION: u8 = 77;
 
 /// Why a subcommand ends: the exit code, and one line for a person.
@@ -48,9 +57,52 @@ impl Failure {
     }
 }
 
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(EXIT_CONFIG, chain(&error))
+    }
+}
+
+/// The configuration, with the files of certificates and secrets that it names looked at: what every subcommand that
+/// goes to a bus begins with.
+///
+/// # Errors
+/// [`EXIT_CONFIG`] for a setting or a file that is wrong, [`EXIT_NO_PERMISSION`] for a file that this user may not read.
+pub fn load(overrides: &Overrides) -> Result<Config, Failure> {
+    let config = Config::load(overrides)?;
+    config.bus.check().map_err(sink_failure)?;
+    Ok(config)
+}
+
+/// What a bus has against us, with its exit code.
+pub fn sink_failure(error: SinkError) -> Failure {
+    let code = match &error {
+        SinkError::Misconfigured { .. } | SinkError::Untrusted { .. } => EXIT_CONFIG,
+        SinkError::Unavailable { .. } => EXIT_UNAVAILABLE,
+        SinkError::Denied { .. } => EXIT_NO_PERMISSION,
+        SinkError::File(error) if error.is_denied() => EXIT_NO_PERMISSION,
+        SinkError::File(_) => EXIT_CONFIG,
+    };
+    Failure::new(code, chain(&error))
+}
+
 /// An error with all its causes, on one line, without control characters.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     text::escaped(&telemetry::chain(error))
+}
+
+/// The exit code after the output was written, or was not.
+fn written(result: io::Result<()>, err: &mut dyn Write) -> u8 {
+    match result {
+        Ok(()) => EXIT_OK,
+        // The reader has seen enough, as in `quaymaster list | head`.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
+        Err(error) => {
+            // When even stderr is closed there is nobody left to tell.
+            let _ = writeln!(err, "quaymaster: failed to write the output: {error}");
+            EXIT_FAILURE
+        }
+    }
 }
 
 /// Reads a time: `10` and `10s` are seconds, `500ms`, `2m`, `1h`.

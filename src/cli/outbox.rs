@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_UNAVAILABLE, Failure, chain};
+use super::{EXIT_FAILURE, EXIT_UNAVAILABLE, Failure, chain};
 use crate::config::{Config, Overrides};
 use crate::model::Topic;
 use crate::outbox::{Figures, Holdings, OutboxError, Quarantined};
@@ -33,14 +33,13 @@ pub enum OutboxCommand {
 /// Runs a command on the configured state directory, at the present time.
 ///
 /// # Errors
-/// [`EXIT_CONFIG`] for a setting that is wrong, [`EXIT_UNAVAILABLE`] where there is no state or a collector has it,
+/// 64 for a setting that is wrong, [`EXIT_UNAVAILABLE`] where there is no state or a collector has it,
 /// [`EXIT_FAILURE`] where it cannot be read or the output cannot be written.
 pub fn run(command: &OutboxCommand, out: &mut dyn Write) -> Result<(), Failure> {
     let (OutboxCommand::Show(overrides)
     | OutboxCommand::Export(overrides)
     | OutboxCommand::Drop { overrides, .. }) = command;
-    let config =
-        Config::load(overrides).map_err(|error| Failure::new(EXIT_CONFIG, chain(&error)))?;
+    let config = Config::load(overrides)?;
     let holdings = Holdings::open(&config.state_dir).map_err(|error| failure(&error))?;
     match command {
         OutboxCommand::Show(_) => {
@@ -178,6 +177,7 @@ fn failure(error: &OutboxError) -> Failure {
         OutboxError::Directory { .. }
         | OutboxError::OtherHost { .. }
         | OutboxError::Database { .. }
+        | OutboxError::Format { .. }
         | OutboxError::Encoding { .. } => Failure::new(EXIT_FAILURE, chain(error)),
     }
 }

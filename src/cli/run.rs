@@ -19,6 +19,7 @@ use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Fai
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
 use crate::config::{Config, Overrides};
 use crate::fdstore::FdStore;
+use crate::local::periodic::{Figures, Periodic};
 use crate::model::{RuntimeType, SourceId};
 use crate::notify::{self, Notifier};
 use crate::outbox::{self, Outbox, OutboxError};
@@ -64,8 +65,7 @@ pub struct RunArgs {
 pub async fn run(args: &RunArgs) -> Result<(), Failure> {
     // What the service manager kept for us.
     let handed = notify::take_handed_fds();
-    let config = Config::load(&args.overrides)
-        .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
+    let config = super::load(&args.overrides)?;
     // First of all: a process that does not expect SIGUSR1 is ended by it.
     let resync_now = on_signal(SignalKind::user_defined1())?;
     telemetry::start(&config.log_filter, config.log_format)
@@ -106,6 +106,8 @@ struct Daemon {
     health: watch::Receiver<SinkHealth>,
     view: http::View,
     notifier: Arc<Notifier>,
+    /// Sends the processes, where that is asked for.
+    periodic: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -160,6 +162,22 @@ impl Daemon {
             processes,
             stop: CancellationToken::new(),
         };
+        let figures = config.processes_interval.map(|interval| {
+            let figures = Arc::new(Figures::default());
+            let periodic = Periodic {
+                interval,
+                bus: config.bus.clone(),
+                topics: config.topics.clone(),
+                client_id: format!("{client_id}-processes"),
+                host: renderer.host().clone(),
+                table: Arc::clone(&context.processes),
+                collector: running.inputs.clone(),
+                figures: Arc::clone(&figures),
+                stop: context.stop.clone(),
+            };
+            (figures, tokio::spawn(periodic.run()))
+        });
+        let (figures, periodic) = figures.unzip();
         for source in forgotten {
             // The queue is new and has room.
             let _ = running
@@ -171,6 +189,7 @@ impl Daemon {
             health: health.clone(),
             heartbeat: Arc::clone(&running.heartbeat),
             renderer,
+            processes: figures,
         };
         Ok(Self {
             collector: Some(running),
@@ -185,6 +204,7 @@ impl Daemon {
             health,
             view,
             notifier,
+            periodic,
         })
     }
 
@@ -316,6 +336,10 @@ impl Daemon {
         self.notifier.stopping();
         self.context.stop.cancel();
         while self.watches.join_next().await.is_some() {}
+        if let Some(periodic) = self.periodic.take() {
+            // It ends at once; what went wrong in it ends here too.
+            let _ = periodic.await;
+        }
         if let Some(collector) = &self.collector {
             let _ = collector.inputs.send(Input::Stopping).await;
         }
@@ -420,6 +444,9 @@ fn parts(
     }
     let meta = opened.outbox.meta();
     let epoch: Arc<str> = meta.epoch.as_str().into();
+    if let Some(why) = config.bus.in_the_clear() {
+        tracing::warn!("{why}");
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         host_id = &**host_id,
@@ -511,12 +538,11 @@ fn publisher_ended(ended: PublisherEnd) -> Result<(), Failure> {
 fn publisher_stopped(ended: PublisherEnd) -> Result<(), Failure> {
     match ended {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error @ SinkError::Misconfigured { .. })) => {
-            Err(Failure::new(EXIT_CONFIG, telemetry::chain(&error)))
-        }
+        // Not a bus that is away, which is waited for: stdout was closed.
         Ok(Err(error @ SinkError::Unavailable { .. })) => {
             Err(Failure::new(EXIT_FAILURE, telemetry::chain(&error)))
         }
+        Ok(Err(error)) => Err(super::sink_failure(error)),
         Err(error) => Err(Failure::new(
             EXIT_FAILURE,
             format!("the publisher ended abnormally: {error}"),
@@ -535,6 +561,7 @@ fn state_failure(error: &OutboxError) -> Failure {
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }
         | OutboxError::Database { .. }
+        | OutboxError::Format { .. }
         | OutboxError::Encoding { .. } => EXIT_FAILURE,
     };
     Failure::new(code, telemetry::chain(error))

@@ -17,6 +17,10 @@ pub enum Schema {
     Mapping,
     /// The collector's own state, JSON Schema 2020-12
     Status,
+    /// A process of a snapshot, JSON Schema 2020-12
+    Process,
+    /// A listening socket of a snapshot, JSON Schema 2020-12
+    Port,
     /// The topics, their keys and headers, AsyncAPI 3
     Asyncapi,
 }
@@ -29,6 +33,8 @@ impl Schema {
             Self::Record => include_str!("../../schemas/record.schema.json"),
             Self::Mapping => include_str!("../../schemas/mapping.schema.json"),
             Self::Status => include_str!("../../schemas/status.schema.json"),
+            Self::Process => include_str!("../../schemas/process.schema.json"),
+            Self::Port => include_str!("../../schemas/port.schema.json"),
             Self::Asyncapi => include_str!("../../schemas/asyncapi.yaml"),
         }
     }

@@ -4,12 +4,11 @@ use std::io::Write;
 
 use clap::Subcommand;
 
-use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_UNAVAILABLE, Failure};
-use crate::config::{Config, Overrides};
+use super::{EXIT_CONFIG, EXIT_FAILURE, Failure, sink_failure as failure};
+use crate::config::Overrides;
 use crate::sink::kafka::{self, topics::Admin};
 use crate::sink::nats::NatsSink;
-use crate::sink::{BusUrl, Reaped, SinkError, TopicSettings};
-use crate::telemetry::chain;
+use crate::sink::{Bus, Reaped, TopicSettings};
 
 /// The name under which the bus sees these commands.
 const CLIENT_ID: &str = "quaymaster-topics";
@@ -39,10 +38,9 @@ pub async fn configured(
     command: TopicsCommand,
     out: &mut (dyn Write + Send),
 ) -> Result<(), Failure> {
-    let config =
-        Config::load(overrides).map_err(|error| Failure::new(EXIT_CONFIG, chain(&error)))?;
+    let config = super::load(overrides)?;
     let now_ms = i64::try_from(crate::runtime::watch::now_ms()).unwrap_or(i64::MAX);
-    run(command, &config.bus, &config.topics, now_ms, out).await
+    run(command, config.bus, &config.topics, now_ms, out).await
 }
 
 /// Runs a command against the bus and prints what came of it, a line each. `now_ms` is the present in unix
@@ -53,12 +51,13 @@ pub async fn configured(
 /// a bus that does not answer, [`EXIT_FAILURE`] where the output cannot be written.
 pub async fn run(
     command: TopicsCommand,
-    bus: &BusUrl,
+    bus: impl Into<Bus>,
     settings: &TopicSettings,
     now_ms: i64,
     out: &mut (dyn Write + Send),
 ) -> Result<(), Failure> {
     settings.check().map_err(failure)?;
+    let bus = &bus.into();
     let lines = match command {
         TopicsCommand::Create => create(bus, settings).await?,
         TopicsCommand::Verify => verify(bus, settings).await?,
@@ -73,16 +72,16 @@ pub async fn run(
     Ok(())
 }
 
-async fn create(bus: &BusUrl, settings: &TopicSettings) -> Result<Vec<String>, Failure> {
+async fn create(bus: &Bus, settings: &TopicSettings) -> Result<Vec<String>, Failure> {
     let created = match bus {
-        BusUrl::Stdout => return Err(no_topics()),
-        BusUrl::Kafka(servers) => {
+        Bus::Stdout => return Err(no_topics()),
+        Bus::Kafka(servers) => {
             let admin = Admin::new(servers, CLIENT_ID).map_err(failure)?;
             let created = admin.create(settings).await.map_err(failure)?;
             admin.verify(settings).await.map_err(failure)?;
             created
         }
-        BusUrl::Nats(servers) => {
+        Bus::Nats(servers) => {
             let mut sink = NatsSink::new(servers, settings, CLIENT_ID);
             let created = sink.create_streams().await.map_err(failure)?;
             sink.verify_streams().await.map_err(failure)?;
@@ -97,14 +96,14 @@ async fn create(bus: &BusUrl, settings: &TopicSettings) -> Result<Vec<String>, F
     Ok(lines)
 }
 
-async fn verify(bus: &BusUrl, settings: &TopicSettings) -> Result<Vec<String>, Failure> {
+async fn verify(bus: &Bus, settings: &TopicSettings) -> Result<Vec<String>, Failure> {
     match bus {
-        BusUrl::Stdout => return Err(no_topics()),
-        BusUrl::Kafka(servers) => {
+        Bus::Stdout => return Err(no_topics()),
+        Bus::Kafka(servers) => {
             let admin = Admin::new(servers, CLIENT_ID).map_err(failure)?;
             admin.verify(settings).await.map_err(failure)?;
         }
-        BusUrl::Nats(servers) => {
+        Bus::Nats(servers) => {
             let mut sink = NatsSink::new(servers, settings, CLIENT_ID);
             sink.verify_streams().await.map_err(failure)?;
         }
@@ -112,15 +111,15 @@ async fn verify(bus: &BusUrl, settings: &TopicSettings) -> Result<Vec<String>, F
     Ok(vec!["all topics are there and as needed".to_owned()])
 }
 
-async fn list(bus: &BusUrl, settings: &TopicSettings) -> Result<Vec<String>, Failure> {
+async fn list(bus: &Bus, settings: &TopicSettings) -> Result<Vec<String>, Failure> {
     match bus {
-        BusUrl::Stdout => Err(no_topics()),
-        BusUrl::Kafka(servers) => {
+        Bus::Stdout => Err(no_topics()),
+        Bus::Kafka(servers) => {
             let admin = Admin::new(servers, CLIENT_ID).map_err(failure)?;
             let infos = admin.list(settings).await.map_err(failure)?;
             Ok(infos.iter().map(ToString::to_string).collect())
         }
-        BusUrl::Nats(servers) => {
+        Bus::Nats(servers) => {
             let mut sink = NatsSink::new(servers, settings, CLIENT_ID);
             let infos = sink.list_streams().await.map_err(failure)?;
             Ok(infos.iter().map(ToString::to_string).collect())
@@ -128,12 +127,12 @@ async fn list(bus: &BusUrl, settings: &TopicSettings) -> Result<Vec<String>, Fai
     }
 }
 
-async fn reap(bus: &BusUrl, settings: &TopicSettings, now_ms: i64) -> Result<Vec<String>, Failure> {
+async fn reap(bus: &Bus, settings: &TopicSettings, now_ms: i64) -> Result<Vec<String>, Failure> {
     let before_ms = now_ms.saturating_sub(REAP_AFTER_MS);
     let reaped = match bus {
-        BusUrl::Stdout => return Err(no_topics()),
-        BusUrl::Kafka(servers) => kafka::reap(servers, settings, CLIENT_ID, before_ms).await,
-        BusUrl::Nats(servers) => {
+        Bus::Stdout => return Err(no_topics()),
+        Bus::Kafka(servers) => kafka::reap(servers, settings, CLIENT_ID, before_ms).await,
+        Bus::Nats(servers) => {
             NatsSink::new(servers, settings, CLIENT_ID)
                 .reap(before_ms)
                 .await
@@ -155,12 +154,4 @@ fn no_topics() -> Failure {
         EXIT_CONFIG,
         "the bus is stdout, which has no topics: give a kafka:// or nats:// bus",
     )
-}
-
-fn failure(error: SinkError) -> Failure {
-    let code = match &error {
-        SinkError::Misconfigured { .. } => EXIT_CONFIG,
-        SinkError::Unavailable { .. } => EXIT_UNAVAILABLE,
-    };
-    Failure::new(code, chain(&error))
 }

@@ -10,6 +10,7 @@ use toml::{Table, Value};
 
 use super::Config;
 use crate::sink::ManageTopics;
+use crate::sink::access::{NamedFile, NatsLogin, Secret, TlsIdentity};
 use crate::telemetry::LogFormat;
 
 /// A key that is further from every known one than this is not a mistyped one, in edits.
@@ -24,7 +25,7 @@ pub struct Key {
     pub flag: Option<&'static str>,
     /// What it means.
     pub about: &'static str,
-    /// What it may be, where it has no default.
+    /// What it may be, as TOML, where it has no default.
     sample: &'static str,
     /// Its value; `None` where it is not set.
     pub value: fn(&Config) -> Option<Value>,
@@ -68,14 +69,14 @@ pub const KEYS: &[Key] = &[
         name: "host_id",
         flag: Some("host_id"),
         about: "The host's id in every key, instead of the text of /etc/machine-id.",
-        sample: "4c0ffee4c0ffee4c0ffee4c0ffee4c0f",
+        sample: "\"4c0ffee4c0ffee4c0ffee4c0ffee4c0f\"",
         value: |config| config.host_id.as_ref().and_then(text),
     },
     Key {
         name: "host_name",
         flag: Some("host_name"),
         about: "The host's name, instead of the kernel's.",
-        sample: "quay-1",
+        sample: "\"quay-1\"",
         value: |config| config.host_name.as_ref().and_then(text),
     },
     Key {
@@ -84,6 +85,123 @@ pub const KEYS: &[Key] = &[
         about: "Where the host's /proc is mounted.",
         sample: "",
         value: |config| text(config.procfs.display()),
+    },
+    Key {
+        name: "librdkafka",
+        flag: Some("librdkafka"),
+        about: "Further settings of librdkafka, such as { \"linger.ms\" = 5 }, or as a table [librdkafka]; those on which Quaymaster's promises rest are refused.",
+        sample: "",
+        value: |config| {
+            let settings = config.access.librdkafka.iter();
+            let texts = settings.map(|(name, text)| (name.clone(), Value::String(text.clone())));
+            Some(Value::Table(texts.collect()))
+        },
+    },
+    Key {
+        name: "tls.enabled",
+        flag: Some("tls"),
+        about: "Speak TLS to the bus; on by itself where another key of [tls] is set. Its certificate is always checked.",
+        sample: "true",
+        value: |config| config.access.tls.as_ref().map(|_| Value::Boolean(true)),
+    },
+    Key {
+        name: "tls.ca_file",
+        flag: Some("tls_ca_file"),
+        about: "PEM file with the authorities that may vouch for the bus, instead of the system's. Files of certificates and secrets are read anew for each connection that is made.",
+        sample: "\"/etc/quaymaster/ca.pem\"",
+        value: |config| path(config.access.tls.as_ref()?.ca.as_ref()),
+    },
+    Key {
+        name: "tls.cert_file",
+        flag: Some("tls_cert_file"),
+        about: "PEM file with our certificate, for a bus that asks for one.",
+        sample: "\"/etc/quaymaster/client.pem\"",
+        value: |config| path(identity(config).map(|identity| &identity.cert)),
+    },
+    Key {
+        name: "tls.key_file",
+        flag: Some("tls_key_file"),
+        about: "PEM file with its key.",
+        sample: "\"/etc/quaymaster/client.key\"",
+        value: |config| path(identity(config).map(|identity| &identity.key)),
+    },
+    Key {
+        name: "tls.key_password_file",
+        flag: Some("tls_key_password_file"),
+        about: "File with what that key is encrypted with, for Kafka; or the variable QUAYMASTER_TLS_KEY_PASSWORD.",
+        sample: "\"/etc/quaymaster/key-password\"",
+        value: |config| secret(identity(config)?.key_password.as_ref()),
+    },
+    Key {
+        name: "sasl.mechanism",
+        flag: Some("sasl_mechanism"),
+        about: "How Kafka is shown the password: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512.",
+        sample: "\"SCRAM-SHA-512\"",
+        value: |config| text(config.access.sasl.as_ref()?.mechanism.as_str()),
+    },
+    Key {
+        name: "sasl.username",
+        flag: Some("sasl_username"),
+        about: "The user at Kafka.",
+        sample: "\"quaymaster\"",
+        value: |config| text(&config.access.sasl.as_ref()?.username),
+    },
+    Key {
+        name: "sasl.password_file",
+        flag: Some("sasl_password_file"),
+        about: "File with its password; or the variable QUAYMASTER_SASL_PASSWORD.",
+        sample: "\"/etc/quaymaster/password\"",
+        value: |config| secret(config.access.sasl.as_ref().map(|sasl| &sasl.password)),
+    },
+    Key {
+        name: "nats.username",
+        flag: Some("nats_username"),
+        about: "The user at NATS, where it has a password; give this, or one of the three below.",
+        sample: "\"quaymaster\"",
+        value: |config| match config.access.nats.as_ref()? {
+            NatsLogin::User { username, .. } => text(username),
+            NatsLogin::Token(_) | NatsLogin::Nkey(_) | NatsLogin::Credentials(_) => None,
+        },
+    },
+    Key {
+        name: "nats.password_file",
+        flag: Some("nats_password_file"),
+        about: "File with its password; or the variable QUAYMASTER_NATS_PASSWORD.",
+        sample: "\"/etc/quaymaster/password\"",
+        value: |config| match config.access.nats.as_ref()? {
+            NatsLogin::User { password, .. } => secret(Some(password)),
+            NatsLogin::Token(_) | NatsLogin::Nkey(_) | NatsLogin::Credentials(_) => None,
+        },
+    },
+    Key {
+        name: "nats.token_file",
+        flag: Some("nats_token_file"),
+        about: "File with a token for NATS; or the variable QUAYMASTER_NATS_TOKEN.",
+        sample: "\"/etc/quaymaster/token\"",
+        value: |config| match config.access.nats.as_ref()? {
+            NatsLogin::Token(token) => secret(Some(token)),
+            NatsLogin::User { .. } | NatsLogin::Nkey(_) | NatsLogin::Credentials(_) => None,
+        },
+    },
+    Key {
+        name: "nats.nkey_file",
+        flag: Some("nats_nkey_file"),
+        about: "File with the seed of an nkey for NATS; or the variable QUAYMASTER_NATS_NKEY.",
+        sample: "\"/etc/quaymaster/quaymaster.nk\"",
+        value: |config| match config.access.nats.as_ref()? {
+            NatsLogin::Nkey(seed) => secret(Some(seed)),
+            NatsLogin::User { .. } | NatsLogin::Token(_) | NatsLogin::Credentials(_) => None,
+        },
+    },
+    Key {
+        name: "nats.credentials_file",
+        flag: Some("nats_credentials_file"),
+        about: "Credentials file for NATS; or the variable QUAYMASTER_NATS_CREDENTIALS with its text.",
+        sample: "\"/etc/quaymaster/quaymaster.creds\"",
+        value: |config| match config.access.nats.as_ref()? {
+            NatsLogin::Credentials(credentials) => secret(Some(credentials)),
+            NatsLogin::User { .. } | NatsLogin::Token(_) | NatsLogin::Nkey(_) => None,
+        },
     },
     Key {
         name: "topics.prefix",
@@ -155,10 +273,17 @@ pub const KEYS: &[Key] = &[
         value: |config| text(size(config.outbox_max_bytes)),
     },
     Key {
+        name: "processes.interval",
+        flag: Some("processes_interval"),
+        about: "Time between two snapshots of the host's processes that are published, from 1s to 24h; none where it is not set.",
+        sample: "1m",
+        value: |config| config.processes_interval.and_then(time),
+    },
+    Key {
         name: "http.listen",
         flag: Some("http_listen"),
         about: "ADDRESS:PORT of /metrics, /livez, /readyz and /status; nothing listens where it is not set.",
-        sample: "127.0.0.1:9464",
+        sample: "\"127.0.0.1:9464\"",
         value: |config| config.http_listen.as_ref().and_then(text),
     },
     Key {
@@ -205,6 +330,8 @@ pub(super) fn unknown(file: &Table) -> Option<Unknown> {
                 .keys()
                 .map(|key| format!("{name}.{key}"))
                 .find(|path| !is_known(path)),
+            // Its keys are librdkafka's.
+            Value::Table(_) if is_known(name) => None,
             Value::Table(inner) => inner.keys().next().map(|key| format!("{name}.{key}")),
             Value::String(_)
             | Value::Integer(_)
@@ -250,7 +377,7 @@ pub fn example(defaults: &Config) -> String {
         let _ = writeln!(text, "# {}", key.about);
         let _ = match (key.value)(defaults) {
             Some(value) => writeln!(text, "#{name} = {value}"),
-            None => writeln!(text, "# Not set by default.\n#{name} = \"{}\"", key.sample),
+            None => writeln!(text, "# Not set by default.\n#{name} = {}", key.sample),
         };
     }
     text
@@ -285,6 +412,19 @@ fn nearest(unknown: &str) -> Option<&'static str> {
 )]
 fn text(value: impl ToString) -> Option<Value> {
     Some(Value::String(value.to_string()))
+}
+
+fn path(file: Option<&NamedFile>) -> Option<Value> {
+    text(file?.path.display())
+}
+
+/// Where a secret is; never what it is.
+fn secret(secret: Option<&Secret>) -> Option<Value> {
+    path(secret?.file())
+}
+
+fn identity(config: &Config) -> Option<&TlsIdentity> {
+    config.access.tls.as_ref()?.identity.as_ref()
 }
 
 #[expect(
@@ -327,25 +467,38 @@ mod tests {
         let defaults = load("");
         let example = example(&defaults);
         load(&example);
+        // There is one login at NATS: the others are tried one by one.
+        let others = ["token_file", "nkey_file", "credentials_file"];
+        check_lines(&example, &defaults, &|name| !others.contains(&name));
+        for other in others {
+            check_lines(&example, &defaults, &|name| name == other);
+        }
+    }
+
+    /// Takes the comment from the lines of the keys that are wanted, and looks at what the file gives then.
+    fn check_lines(example: &str, defaults: &Config, wanted: &dyn Fn(&str) -> bool) {
+        let name_of = |line: &str| line.split(" = ").next().unwrap_or_default().to_owned();
         let uncommented: Vec<&str> = example
             .lines()
             .map(|line| match line.strip_prefix('#') {
-                Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase()) => rest,
+                Some(rest)
+                    if rest.starts_with(|c: char| c.is_ascii_lowercase())
+                        && wanted(&name_of(rest)) =>
+                {
+                    rest
+                }
                 Some(_) | None => line,
             })
             .collect();
         let config = load(&uncommented.join("\n"));
-        for key in KEYS {
-            let (by_example, by_default) = ((key.value)(&config), (key.value)(&defaults));
-            match by_default {
-                Some(value) => assert_eq!(by_example, Some(value), "{}", key.name),
-                None => assert_eq!(
-                    by_example,
-                    Some(Value::String(key.sample.to_owned())),
-                    "{}",
-                    key.name
-                ),
-            }
+        let last = |name: &'static str| name.rsplit('.').next().unwrap_or_default();
+        for key in KEYS.iter().filter(|key| wanted(last(key.name))) {
+            let (by_example, by_default) = ((key.value)(&config), (key.value)(defaults));
+            let sample = || {
+                let line: Table = format!("sample = {}", key.sample).parse().expect(key.name);
+                line.get("sample").cloned()
+            };
+            assert_eq!(by_example, by_default.or_else(sample), "{}", key.name);
         }
     }
 

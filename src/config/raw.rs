@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::access::{RawNats, RawSasl, RawTls};
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Raw {
@@ -18,8 +20,13 @@ pub(super) struct Raw {
     pub(super) records: RawRecords,
     pub(super) pns: RawPns,
     pub(super) outbox: RawOutbox,
+    pub(super) processes: RawProcesses,
     pub(super) http: RawHttp,
     pub(super) log: RawLog,
+    pub(super) tls: RawTls,
+    pub(super) sasl: RawSasl,
+    pub(super) nats: RawNats,
+    pub(super) librdkafka: toml::Table,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -49,6 +56,12 @@ pub(super) struct RawPns {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawOutbox {
     pub(super) max_bytes: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RawProcesses {
+    pub(super) interval: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

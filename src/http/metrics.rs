@@ -4,6 +4,7 @@
 //! states and versions, never what a container can choose.
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -14,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::View;
 use crate::collector::Snapshot;
+use crate::local::periodic::Figures;
 use crate::wire::RuntimeStatus;
 
 type Labels = Vec<(&'static str, String)>;
@@ -44,6 +46,9 @@ pub(super) fn text(view: &View) -> Result<String, fmt::Error> {
     );
     collector(&mut registry, &snapshot);
     runtimes(&mut registry, &snapshot.status.runtimes);
+    if let Some(figures) = &view.processes {
+        processes(&mut registry, figures);
+    }
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -102,9 +107,34 @@ fn collector(registry: &mut Registry, snapshot: &Snapshot) {
             status.resync.missed,
         ),
     ] {
-        let counter = Counter::<u64>::default();
-        counter.inc_by(value);
-        registry.register(name, help, counter);
+        count(registry, name, help, value);
+    }
+}
+
+fn processes(registry: &mut Registry, figures: &Figures) {
+    for (name, help, value) in [
+        (
+            "process_snapshots",
+            "Snapshots of the processes that the bus has whole",
+            &figures.snapshots,
+        ),
+        (
+            "process_records",
+            "Records of processes that the bus has",
+            &figures.records,
+        ),
+        (
+            "process_records_lost",
+            "Records of processes that the bus refused or did not take in time",
+            &figures.lost_records,
+        ),
+        (
+            "process_snapshots_failed",
+            "Snapshots of the processes that were not taken or not sent at all",
+            &figures.failed,
+        ),
+    ] {
+        count(registry, name, help, value.load(Ordering::Relaxed));
     }
 }
 
@@ -143,6 +173,12 @@ fn runtimes(registry: &mut Registry, runtimes: &[RuntimeStatus]) {
     registry.register("runtime_last_event_timestamp_seconds", help, last_event);
     let help = "When a runtime was last listed whole; 0 for never";
     registry.register("runtime_last_resync_timestamp_seconds", help, last_resync);
+}
+
+fn count(registry: &mut Registry, name: &str, help: &str, value: u64) {
+    let counter = Counter::<u64>::default();
+    counter.inc_by(value);
+    registry.register(name, help, counter);
 }
 
 fn one(registry: &mut Registry, name: &str, help: &str, value: u64) {

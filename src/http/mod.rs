@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::collector::Snapshot;
 use crate::heartbeat::Heartbeat;
+use crate::local::periodic::Figures;
 use crate::runtime::watch::now_ms;
 use crate::sink::SinkHealth;
 use crate::wire::{Renderer, Status};
@@ -58,6 +59,8 @@ pub struct View {
     pub heartbeat: Arc<Heartbeat>,
     /// How the status is written.
     pub renderer: Renderer,
+    /// What came of the snapshots of processes, where they are sent.
+    pub processes: Option<Arc<Figures>>,
 }
 
 impl View {

@@ -294,10 +294,15 @@ pub enum Topic {
     Pns,
     /// The collector's own state, compacted.
     Status,
+    /// The host's processes, in snapshots.
+    Processes,
+    /// The host's listening sockets, in snapshots.
+    Ports,
 }
 
 impl Topic {
-    /// All of them, in the order in which they are created.
+    /// Those that every collector fills, in the order in which they are created. Snapshots have theirs only where
+    /// they are asked for.
     pub const ALL: [Self; 4] = [Self::Deltas, Self::Records, Self::Pns, Self::Status];
 
     /// The last word of the topic's name.
@@ -307,6 +312,8 @@ impl Topic {
             Self::Records => "records",
             Self::Pns => "pns",
             Self::Status => "status",
+            Self::Processes => "processes",
+            Self::Ports => "ports",
         }
     }
 }

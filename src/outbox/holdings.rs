@@ -8,8 +8,12 @@ use std::sync::Arc;
 
 use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _};
 
+use super::ledger::Fault;
+use super::reader::read_meta;
+use super::states::StoredState;
 use super::{
-    CACHE_BYTES, MESSAGES, META, Meta, OutboxError, QUARANTINE, STATE_FILE, StoredMessage,
+    CACHE_BYTES, DELTAS, META, Meta, OutboxError, QUARANTINE, STATE_FILE, STATES, StoredMessage,
+    chunk,
 };
 use crate::model::Topic;
 use crate::sink::Outgoing;
@@ -72,7 +76,7 @@ impl Holdings {
                 return Err(failed(redb::Error::Corrupted(panicked)));
             }
         };
-        let meta = read_meta(&database, directory)?;
+        let meta = meta_of(&database).map_err(|fault| OutboxError::of("read", directory, fault))?;
         Ok(Self {
             database,
             directory: directory.to_owned(),
@@ -91,9 +95,23 @@ impl Holdings {
     /// When it cannot be read.
     pub fn owed(&self) -> Result<BTreeMap<Topic, Figures>, OutboxError> {
         let mut figures = BTreeMap::new();
-        self.each(MESSAGES, &mut |_, bytes| {
-            let message: StoredMessage = decode("messages", bytes)?;
-            count(&mut figures, &self.outgoing(0, message), bytes.len());
+        self.each(DELTAS, &mut |_, bytes| {
+            let broken = |source| OutboxError::Encoding {
+                table: "deltas",
+                source,
+            };
+            for delta in chunk::decode(bytes).map_err(broken)?.1 {
+                let delta = delta.map_err(broken)?;
+                if delta.row > self.meta.acked_row {
+                    count(&mut figures, Topic::Deltas, delta.time_ms, delta.bytes());
+                }
+            }
+            Ok(())
+        })?;
+        self.each(STATES, &mut |_, bytes| {
+            let state: StoredState<'_> = decode("states", bytes)?;
+            let (topic, length) = (state.head.topic, bytes.len() as u64);
+            count(&mut figures, topic, state.time_ms, length);
             Ok(())
         })?;
         Ok(figures)
@@ -106,8 +124,9 @@ impl Holdings {
     pub fn quarantined(&self) -> Result<BTreeMap<Topic, Figures>, OutboxError> {
         let mut figures = BTreeMap::new();
         self.each(QUARANTINE, &mut |row, bytes| {
-            let entry = self.entry(row, bytes)?;
-            count(&mut figures, &entry.message, bytes.len());
+            let message = self.entry(row, bytes)?.message;
+            let length = bytes.len() as u64;
+            count(&mut figures, message.topic, message.time_ms, length);
             Ok(())
         })?;
         Ok(figures)
@@ -171,8 +190,7 @@ impl Holdings {
     }
 
     fn entry(&self, row: u64, bytes: &[u8]) -> Result<Quarantined, OutboxError> {
-        let (reason, stored): (String, Vec<u8>) = decode("quarantine", bytes)?;
-        let message: StoredMessage = decode("quarantine", &stored)?;
+        let (reason, message): (String, StoredMessage) = decode("quarantine", bytes)?;
         Ok(Quarantined {
             reason,
             message: self.outgoing(row, message),
@@ -182,35 +200,29 @@ impl Holdings {
     fn outgoing(&self, row: u64, message: StoredMessage) -> Outgoing {
         let host_id: Arc<str> = self.meta.host_id.as_str().into();
         let ce_source = wire::ce_source(&host_id);
-        message.into_owed(row, &host_id, &ce_source).outgoing
+        message.into_outgoing(row, &host_id, &ce_source)
     }
 }
 
-fn count(figures: &mut BTreeMap<Topic, Figures>, message: &Outgoing, bytes: usize) {
-    let figures = figures.entry(message.topic).or_default();
+fn count(figures: &mut BTreeMap<Topic, Figures>, topic: Topic, time_ms: i64, bytes: u64) {
+    let figures = figures.entry(topic).or_default();
     figures.messages += 1;
-    figures.bytes += bytes as u64;
-    let oldest_ms = figures.oldest_ms.unwrap_or(message.time_ms);
-    figures.oldest_ms = Some(oldest_ms.min(message.time_ms));
+    figures.bytes += bytes;
+    let oldest_ms = figures.oldest_ms.unwrap_or(time_ms);
+    figures.oldest_ms = Some(oldest_ms.min(time_ms));
 }
 
-fn read_meta(database: &Database, directory: &Path) -> Result<Meta, OutboxError> {
-    let failed = |source| database_error("read", directory, source);
-    let transaction = database.begin_read().map_err(|e| failed(e.into()))?;
-    let table = match transaction.open_table(META) {
-        Ok(table) => table,
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(Meta::default()),
-        Err(error) => return Err(failed(error.into())),
-    };
-    match table.get("meta").map_err(|e| failed(e.into()))? {
-        Some(bytes) => decode("meta", bytes.value()),
-        None => Ok(Meta::default()),
+fn meta_of(database: &Database) -> Result<Meta, Fault> {
+    match database.begin_read()?.open_table(META) {
+        Ok(table) => read_meta(&table),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(Meta::default()),
+        Err(error) => Err(error.into()),
     }
 }
 
-fn decode<T: serde::de::DeserializeOwned>(
+fn decode<'b, T: serde::Deserialize<'b>>(
     table: &'static str,
-    bytes: &[u8],
+    bytes: &'b [u8],
 ) -> Result<T, OutboxError> {
     postcard::from_bytes(bytes).map_err(|source| OutboxError::Encoding { table, source })
 }
@@ -225,9 +237,10 @@ fn database_error(action: &'static str, directory: &Path, source: redb::Error) -
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Batch, Options, Outbox, Owed, Owner, Stage};
+    use super::super::{Batch, Gap, Options, Outbox, Owed, Owner, Stage};
     use super::*;
     use crate::reconcile::{Identity, Reconciler, Restored, Settings};
+    use crate::sink::{Outcome, Report};
 
     fn owed(outbox: &mut Outbox, topic: Topic, time_ms: i64) -> Owed {
         let row = outbox.take_row();
@@ -236,16 +249,24 @@ mod tests {
                 row,
                 topic,
                 host_id: "host".into(),
-                item: row.to_string().into(),
+                item: if topic == Topic::Deltas {
+                    "".into()
+                } else {
+                    row.to_string().into()
+                },
                 op: "".into(),
                 value: Some(b"{\"a\":1}".as_slice().into()),
-                ce_id: "id".into(),
+                ce_id: if topic == Topic::Deltas {
+                    wire::delta_id("host", "epoch", row)
+                } else {
+                    wire::state_id("host", "epoch", row)
+                },
                 ce_type: wire::ce_type(topic),
                 ce_source: wire::ce_source("host"),
                 time_ms,
             },
             generation: 0,
-            seq: 0,
+            seq: if topic == Topic::Deltas { row } else { 0 },
             stage: Stage::None,
         }
     }
@@ -268,21 +289,26 @@ mod tests {
             owed(&mut outbox, Topic::Deltas, 9),
             owed(&mut outbox, Topic::Deltas, 7),
             owed(&mut outbox, Topic::Records, 8),
+            owed(&mut outbox, Topic::Records, 6),
         ];
-        let refused = messages[0].outgoing.clone();
+        let refused = messages[3].outgoing.clone();
         let identity = Identity {
             boot_id: "boot".into(),
             host_pns_inode: 1,
             previous_epoch: None,
         };
         let reconciler = Reconciler::new(identity, Settings::default(), Restored::default());
-        let gap = |_, _, _| super::super::unreachable_gap();
+        let renderer = super::super::tests::renderer();
+        let gap = |gap: &Gap| renderer.render_gap(gap, 1);
         let stored = Batch {
             messages,
             ..Batch::default()
         };
         let rejected = Batch {
-            rejected: vec![(refused.row, "too large".to_owned())],
+            reports: vec![Report {
+                row: refused.row,
+                outcome: Outcome::Rejected("too large".to_owned()),
+            }],
             ..Batch::default()
         };
         for batch in [stored, rejected] {
@@ -295,7 +321,7 @@ mod tests {
         assert_eq!(holdings.meta().host_id, "host");
         let owed = holdings.owed().expect("it can be read");
         let of = |topic| owed.get(&topic).map(|f| (f.messages, f.oldest_ms));
-        assert_eq!(of(Topic::Deltas), Some((1, Some(7))));
+        assert_eq!(of(Topic::Deltas), Some((2, Some(7))));
         assert_eq!(of(Topic::Records), Some((1, Some(8))));
         let mut found = Vec::new();
         let read = holdings.each_quarantined(&mut |one| {

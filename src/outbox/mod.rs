@@ -2,7 +2,8 @@
 //!
 //! # On disk
 //!
-//! `state.redb` in the state directory, a redb database (format version in `meta`):
+//! `state.redb` in the state directory, a redb database (format version at the beginning of `meta`; a file of
+//! another format is set aside):
 //!
 //! | table | key | value |
 //! |---|---|---|
@@ -10,10 +11,15 @@
 //! | `containers` | container id | the reconciler's row, postcard |
 //! | `namespaces` | namespace number | the reconciler's row, postcard |
 //! | `sources` | source id | the reconciler's row, postcard |
-//! | `messages` | row, u64, ascending | a message that the bus does not have yet, postcard |
+//! | `deltas` | row of the first one, u64 | the deltas of one commit (`chunk.rs`): owed ones, and those kept for a while |
+//! | `states` | row, u64, ascending | a state message that the bus does not have yet, postcard |
+//! | `latest` | topic, generation, item | the row in `states` |
 //! | `quarantine` | row | a message that the bus refused for what it is, with the reason |
 //!
 //! Beside it `newest` marks how far the deltas have come (`mark.rs`).
+//!
+//! What is owed is counted in `meta`, in the same transaction: opening reads the reconciler's rows and not the
+//! messages, and no memory is taken for a message that waits.
 //!
 //! # Invariants
 //!
@@ -22,44 +28,59 @@
 //! 3. Of a state topic's key and generation only the newest message is kept; deltas are kept in order.
 //! 4. Only deltas are ever dropped, the oldest first, when the limit is passed; a `gap` stands in their place.
 //! 5. One process has the file; a second one is refused.
+//! 6. A delta that the bus has stays for [`KEPT_MS`] (within [`KEPT_BYTES_MAX`]), outside of what counts as owed.
+//!
+//! Where to look: `ledger.rs` is one transaction, `deltas.rs` the line of deltas in it, `states.rs` the state messages,
+//! `limits.rs` what goes when it is full; `reader.rs` reads for the publisher, `recover.rs` opens.
 
+mod chunk;
 mod coalesce;
+mod deltas;
+#[cfg(test)]
+mod fuzz;
 mod holdings;
+mod ledger;
 mod limits;
 mod mark;
 mod reader;
 mod recover;
+mod states;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use redb::{Database, Durability, ReadableTable as _, TableDefinition};
+use redb::{Database, Durability, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use chunk::StoredDelta;
 pub use coalesce::coalesce;
+pub use deltas::{KEPT_BYTES_MAX, KEPT_MS};
 pub use holdings::{Figures, Holdings, Quarantined};
-use reader::MessageToStore;
+use ledger::{Fault, Ledger, RenderGap};
+use reader::Flow;
 pub use reader::{OutboxReader, StoredMessage};
-pub use recover::Owner;
+pub use recover::{Owner, Recovered};
 
 use crate::model::Topic;
 use crate::model::message::Message;
-use crate::reconcile::{Reconciler, Restored, Row, RowKey};
-use crate::sink::Outgoing;
+use crate::reconcile::{Reconciler, Restored, RowKey};
+use crate::sink::{Outcome, Outgoing, Position, Report};
+use crate::wire;
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const CONTAINERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("containers");
 const NAMESPACES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("namespaces");
 const SOURCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("sources");
-const MESSAGES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("messages");
+const DELTAS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("deltas");
+const STATES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("states");
+const LATEST: TableDefinition<'_, &[u8], u64> = TableDefinition::new("latest");
 const QUARANTINE: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("quarantine");
 
 /// The version of the file's content.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// redb's cache. Its default of 1 GiB would break the memory promise.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// Rows that are skipped at each start: status messages take row numbers that no commit records.
@@ -70,6 +91,9 @@ const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 const STATE_FILE: &str = "state.redb";
 /// Room for an ordinary row, so that it is not moved while it grows.
 const ROW_BYTES: usize = 2_048;
+/// Acknowledgements after which a commit is durable whatever is in it: a bound on memory, on what a crash sends
+/// twice, and on what is kept until a durable commit trims it.
+const UNSYNCED_MAX: usize = 4_096;
 /// Most messages that are kept in quarantine; beyond it the oldest go.
 const QUARANTINE_MAX: u64 = 10_000;
 
@@ -98,6 +122,71 @@ pub struct Meta {
     /// Deltas were dropped for room, and the snapshot that follows is still to be told.
     pub snapshot_owed: bool,
     next_row: u64,
+    totals: Totals,
+    /// Every delta up to this row is acknowledged.
+    acked_row: u64,
+    /// Acknowledged deltas up to this row are to go.
+    trim_to_row: u64,
+    /// The last row and the newest seq that went.
+    trimmed: Option<(u64, u64)>,
+    /// Bytes of acknowledged deltas.
+    kept_bytes: u64,
+    /// The bus, as it names itself; empty where it has not.
+    bus: Arc<str>,
+    newest_acked: Option<NewestAcked>,
+}
+
+/// Where the newest acknowledged delta is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct NewestAcked {
+    bus: Arc<str>,
+    partition: i32,
+    offset: i64,
+    seq: u64,
+    row: u64,
+}
+
+impl Meta {
+    /// Decodes it, if it is of this format.
+    fn decode(bytes: &[u8]) -> Result<Self, Fault> {
+        let fault = |source| Fault::Encoding {
+            table: "meta",
+            source,
+        };
+        let (format, _) = postcard::take_from_bytes::<u32>(bytes).map_err(fault)?;
+        if format != FORMAT {
+            return Err(Fault::Format(format));
+        }
+        postcard::from_bytes(bytes).map_err(fault)
+    }
+
+    fn last_acked(&self) -> Option<LastAcked> {
+        self.newest_acked.as_ref().map(|newest| LastAcked {
+            bus: Arc::clone(&newest.bus),
+            position: Position {
+                partition: newest.partition,
+                offset: newest.offset,
+            },
+            ce_id: wire::delta_id(&self.host_id, &self.epoch, newest.seq),
+            seq: newest.seq,
+            row: newest.row,
+        })
+    }
+}
+
+/// The newest delta that the bus has, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastAcked {
+    /// The bus that has it, as it named itself; empty where it had not.
+    pub bus: Arc<str>,
+    /// Where.
+    pub position: Position,
+    /// Its CloudEvents id.
+    pub ce_id: Arc<str>,
+    /// Its number.
+    pub seq: u64,
+    /// Its row.
+    pub row: u64,
 }
 
 /// How the outbox is made.
@@ -160,6 +249,14 @@ pub enum OutboxError {
         #[source]
         source: Box<redb::Error>,
     },
+    /// It is of another format.
+    #[error("the state in `{}` is of format {found}; this version reads format {FORMAT}", path.display())]
+    Format {
+        /// Which.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
     /// A row cannot be encoded or decoded.
     #[error("failed to encode a row of `{table}`")]
     Encoding {
@@ -178,10 +275,30 @@ pub struct Batch {
     pub rows: BTreeSet<RowKey>,
     /// Messages in order, with the generation of a mapping (0 elsewhere) and the seq of a delta (0 elsewhere).
     pub messages: Vec<Owed>,
-    /// Rows that the bus has.
-    pub acked: Vec<u64>,
-    /// Rows that the bus refused for what they are.
-    pub rejected: Vec<(u64, String)>,
+    /// What became of rows, in the order in which the bus said so.
+    pub reports: Vec<Report>,
+}
+
+/// What a commit did besides storing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// The first and the last seq of the deltas that were dropped for room.
+    pub dropped: Option<(u64, u64)>,
+    /// The stages that reports ended. The reconciler is to hear of them.
+    pub settled: Vec<StageDone>,
+}
+
+/// Deltas that are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The first of them.
+    pub seq_from: u64,
+    /// The last of them.
+    pub seq: u64,
+    /// The row that the gap has.
+    pub row: u64,
+    /// Why: `overflow`, `quarantine` or `bus_lost_data`.
+    pub reason: &'static str,
 }
 
 /// A message on its way into the outbox.
@@ -208,18 +325,36 @@ pub enum Stage {
     Tombstone,
 }
 
+impl OutboxError {
+    fn of(action: &'static str, path: &Path, fault: Fault) -> Self {
+        match fault {
+            Fault::Database(source) => Self::Database {
+                action,
+                path: path.to_owned(),
+                source: Box::new(source),
+            },
+            Fault::Encoding { table, source } => Self::Encoding { table, source },
+            Fault::Format(found) => Self::Format {
+                path: path.to_owned(),
+                found,
+            },
+        }
+    }
+}
+
 impl Batch {
     /// Whether there is nothing to commit.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-            && self.messages.is_empty()
-            && self.acked.is_empty()
-            && self.rejected.is_empty()
+        self.rows.is_empty() && self.messages.is_empty() && self.reports.is_empty()
     }
 
     /// Whether it only takes messages away.
     fn is_only_acks(&self) -> bool {
-        self.rows.is_empty() && self.messages.is_empty() && self.rejected.is_empty()
+        let is_ack = |report: &Report| match report.outcome {
+            Outcome::Acked(_) => true,
+            Outcome::Rejected(_) | Outcome::Replaced { .. } => false,
+        };
+        self.rows.is_empty() && self.messages.is_empty() && self.reports.iter().all(is_ack)
     }
 }
 
@@ -242,7 +377,7 @@ impl Owed {
 }
 
 /// What the outbox holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Messages that the bus does not have.
     pub messages: u64,
@@ -251,18 +386,6 @@ pub struct Totals {
     /// Deltas among them.
     pub deltas: u64,
 }
-
-/// What is remembered of a stored message without reading it.
-#[derive(Clone, Debug)]
-struct Known {
-    bytes: u32,
-    seq: u64,
-    state: Option<StateKey>,
-    stage: Stage,
-}
-
-/// The key of a state message: topic, item, generation.
-type StateKey = (Topic, Arc<str>, u64);
 
 /// The end of a stage, for the reconciler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,24 +401,46 @@ pub struct StageDone {
 /// The database, where it can be opened anew under its users.
 type Shared = Arc<RwLock<Option<Database>>>;
 
+/// A row that the bus has, and where.
+type Settled = (u64, Option<Position>);
+
+/// What a commit changes, beside the tables: what is written of it, and what is only remembered.
+#[derive(Clone, Debug, Default)]
+struct Books {
+    meta: Meta,
+    tail: deltas::Tail,
+    /// Messages that were put in quarantine since the start.
+    quarantined: u64,
+}
+
+impl Books {
+    fn take_row(&mut self) -> u64 {
+        let row = self.meta.next_row;
+        self.meta.next_row += 1;
+        row
+    }
+
+    /// Takes over what the reconciler counts.
+    fn keep_pace(&mut self, reconciler: &Reconciler, now_ms: u64) {
+        self.meta.seq = reconciler.seq();
+        self.meta.package_seq = reconciler.package_seq();
+        self.meta.generation = reconciler.generation();
+        self.meta.opened = reconciler.opened();
+        self.meta.last_alive_ms = now_ms;
+    }
+}
+
 /// The outbox of one collector, owned by the one that commits.
 pub struct Outbox {
     directory: PathBuf,
     database: Shared,
-    meta: Meta,
     options: Options,
-    known: BTreeMap<u64, Known>,
-    latest: HashMap<StateKey, u64>,
-    totals: Totals,
-    /// The highest row that was handed to a reader: what is in flight is not dropped.
-    handed: Arc<Mutex<u64>>,
-    has_unsynced_acks: bool,
-    quarantined: u64,
-    /// Rows that the bus has, and that the file had again after a commit failed: acknowledgements that were
-    /// never synced went with it. The next commit takes them away.
-    revived: BTreeSet<u64>,
-    /// The newest row that was ever known to be in the file.
-    newest_row: u64,
+    books: Books,
+    flow: Arc<Mutex<Flow>>,
+    /// Acknowledgements that were committed without a sync. A commit that fails takes them with it.
+    unsynced: Vec<Settled>,
+    /// Such acknowledgements, to be committed again.
+    revived: Vec<Settled>,
     mark: mark::Mark,
 }
 
@@ -316,69 +461,57 @@ pub struct Opened {
 impl Outbox {
     /// The state as a whole.
     pub fn meta(&self) -> &Meta {
-        &self.meta
+        &self.books.meta
     }
 
     /// What is owed.
     pub fn totals(&self) -> Totals {
-        self.totals
+        self.books.meta.totals
     }
 
     /// Messages in quarantine that were put there since the start.
     pub fn quarantined(&self) -> u64 {
-        self.quarantined
+        self.books.quarantined
+    }
+
+    /// The newest delta that the bus acknowledged.
+    pub fn last_acked(&self) -> Option<LastAcked> {
+        self.books.meta.last_acked()
+    }
+
+    /// Names the bus that reports from now on; kept with the next commit.
+    pub fn set_bus(&mut self, bus: Arc<str>) {
+        self.books.meta.bus = bus;
     }
 
     /// Whether the snapshot that follows dropped deltas is to be told now: once, when half of the room is free.
     pub fn take_snapshot_due(&mut self) -> bool {
-        let is_due = self.meta.snapshot_owed && self.totals.bytes < self.options.bytes_max / 2;
+        let meta = &mut self.books.meta;
+        let is_due = meta.snapshot_owed && meta.totals.bytes < self.options.bytes_max / 2;
         if is_due {
-            self.meta.snapshot_owed = false;
+            meta.snapshot_owed = false;
         }
         is_due
     }
 
     /// Whether acknowledgements wait for the next durable commit.
     pub fn has_unsynced_acks(&self) -> bool {
-        self.has_unsynced_acks
+        !(self.unsynced.is_empty() && self.revived.is_empty())
     }
 
     /// The row that the next message will have; it is then taken.
     pub fn take_row(&mut self) -> u64 {
-        let row = self.meta.next_row;
-        self.meta.next_row += 1;
-        row
-    }
-
-    /// The namespace whose stage a row ends, if it does.
-    pub fn stage_of(&self, row: u64) -> Option<StageDone> {
-        let known = self.known.get(&row)?;
-        let (_, item, generation) = known.state.as_ref()?;
-        match known.stage {
-            Stage::None => None,
-            Stage::Mapping | Stage::Tombstone => Some(StageDone {
-                pns_inode: item.parse().ok()?,
-                generation: *generation,
-                stage: known.stage,
-            }),
-        }
-    }
-
-    /// The mappings whose newest put or tombstone the bus does not have: number and generation.
-    pub fn owed_mappings(&self) -> BTreeSet<(u64, u64)> {
-        let rows = self.known.keys().filter_map(|row| self.stage_of(*row));
-        rows.map(|done| (done.pns_inode, done.generation)).collect()
+        self.books.take_row()
     }
 
     /// A reader for the publisher.
     pub fn reader(&self) -> OutboxReader {
-        OutboxReader::new(Arc::clone(&self.database), Arc::clone(&self.handed))
+        OutboxReader::new(Arc::clone(&self.database), Arc::clone(&self.flow))
     }
 
-    /// Commits state, messages and acknowledgements together. Durable when it returns, but for a batch of
-    /// acknowledgements alone: the next commit makes those durable (a crash before it sends them twice).
-    ///
-    /// Returns the deltas that were dropped for room, if any: the first and the last seq.
+    /// Commits state, messages and reports together. Durable when it returns, but for a batch of
+    /// acknowledgements alone: the next commit, be it of an empty batch, makes those durable (a crash before it
+    /// sends them twice), and so does every [`UNSYNCED_MAX`]th.
     ///
     /// # Errors
     /// When nothing was committed: the caller goes back to [`Outbox::recover`].
@@ -387,288 +520,145 @@ impl Outbox {
         batch: Batch,
         reconciler: &Reconciler,
         now_ms: u64,
-        gap: &dyn Fn(u64, u64, u64) -> Outgoing,
-    ) -> Result<Option<(u64, u64)>, OutboxError> {
-        self.meta.seq = reconciler.seq();
-        self.meta.package_seq = reconciler.package_seq();
-        self.meta.generation = reconciler.generation();
-        self.meta.opened = reconciler.opened();
-        self.meta.last_alive_ms = now_ms;
-        let is_durable = !batch.is_only_acks();
-        let has_deltas = batch.messages.iter().any(|owed| owed.seq != 0);
-        let plan = self.plan(&batch);
-        let drop = self.plan_drop(&batch, &plan);
-        self.meta.snapshot_owed |= drop.is_some();
-        self.write(&batch, &plan, drop.as_ref(), reconciler, gap, is_durable)?;
-        self.has_unsynced_acks = !is_durable;
-        self.revived.clear();
-        if has_deltas {
-            self.mark.note(&self.meta.epoch, self.meta.seq);
+        gap: &RenderGap<'_>,
+    ) -> Result<Committed, OutboxError> {
+        let mut books = self.books.clone();
+        books.keep_pace(reconciler, now_ms);
+        let is_durable = batch.is_empty()
+            || !batch.is_only_acks()
+            || self.unsynced.len() + self.revived.len() >= UNSYNCED_MAX;
+        let deltas: Vec<_> = batch
+            .messages
+            .iter()
+            .filter(|owed| owed.outgoing.topic == Topic::Deltas)
+            .map(StoredDelta::of)
+            .collect();
+        let flow = Arc::clone(&self.flow);
+        let mut flow = flow.lock().unwrap_or_else(PoisonError::into_inner);
+        let added: u64 = batch.messages.iter().map(most_bytes).sum();
+        let may_drop =
+            !batch.messages.is_empty() && books.meta.totals.bytes + added > self.options.bytes_max;
+        let handed = flow.handed;
+        // What is dropped must not be handed out meanwhile.
+        let held = if may_drop {
+            Some(flow)
+        } else {
+            drop(flow);
+            None
+        };
+        let bytes_max = self.options.bytes_max;
+        let revived = &self.revived;
+        let write = |ledger: &mut Ledger<'_>| {
+            if !batch.rows.is_empty() {
+                ledger.write_rows(&batch.rows, reconciler)?;
+            }
+            ledger.append(&deltas)?;
+            for owed in &batch.messages {
+                if owed.outgoing.topic != Topic::Deltas {
+                    ledger.put_state(owed)?;
+                }
+            }
+            let mut committed = Committed::default();
+            for (row, position) in revived {
+                committed.settled.extend(ledger.settle(*row, *position)?);
+            }
+            for report in &batch.reports {
+                committed.settled.extend(ledger.report(report, gap)?);
+            }
+            if may_drop {
+                committed.dropped = ledger.drop_oldest(handed, bytes_max, gap)?;
+            }
+            if is_durable {
+                ledger.trim(now_ms)?;
+            }
+            Ok(committed)
+        };
+        let committed = self.write(&mut books, is_durable, write)?;
+        drop(held);
+        flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
+        if books.meta.newest_acked != self.books.meta.newest_acked {
+            flow.last_acked = books.meta.last_acked();
         }
-        self.apply(batch, plan);
-        Ok(drop.map(|drop| self.apply_drop(drop, gap)))
+        drop(flow);
+        self.books = books;
+        self.note_reports(batch.reports, is_durable);
+        if !deltas.is_empty() {
+            self.mark.note(&self.books.meta.epoch, self.books.meta.seq);
+        }
+        Ok(committed)
     }
 
-    /// Makes acknowledgements durable that were committed without a sync.
+    /// Keeps the acknowledgements that a commit which fails would take with it.
+    fn note_reports(&mut self, reports: Vec<Report>, is_durable: bool) {
+        let revived = std::mem::take(&mut self.revived);
+        let passed = std::mem::take(&mut self.books.tail.passed);
+        if is_durable {
+            self.unsynced.clear();
+            return;
+        }
+        let acked = reports.into_iter().map(|report| match report.outcome {
+            Outcome::Acked(position) | Outcome::Replaced { position, .. } => {
+                (report.row, Some(position))
+            }
+            Outcome::Rejected(_) => (report.row, None),
+        });
+        self.unsynced
+            .extend(revived.into_iter().chain(acked).chain(passed));
+    }
+
+    /// Makes what the bus lost owed again, in one durable commit: the acknowledged deltas from `lost_from` on
+    /// (`None`: all), with their rows, numbers and bytes. Where the kept ones do not reach back so far, a `gap`
+    /// stands before them, and a snapshot is owed. Nothing may be in flight.
     ///
     /// # Errors
-    /// When it cannot be committed.
-    pub fn sync(&mut self, reconciler: &Reconciler, now_ms: u64) -> Result<(), OutboxError> {
-        self.meta.last_alive_ms = now_ms;
-        let nothing = |_, _, _| unreachable_gap();
-        self.write(
-            &Batch::default(),
-            &Plan::default(),
-            None,
-            reconciler,
-            &nothing,
-            true,
-        )?;
-        self.has_unsynced_acks = false;
-        self.revived.clear();
+    /// When nothing was committed: the caller goes back to [`Outbox::recover`].
+    pub fn owe_again(
+        &mut self,
+        lost_from: Option<u64>,
+        now_ms: u64,
+        gap: &RenderGap<'_>,
+    ) -> Result<(), OutboxError> {
+        let mut books = self.books.clone();
+        books.meta.last_alive_ms = now_ms;
+        self.write(&mut books, true, |ledger| ledger.rewind(lost_from, gap))?;
+        self.books = books;
+        self.unsynced.clear();
+        let mut flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
+        *flow = Flow::default();
         Ok(())
     }
 
-    fn plan(&self, batch: &Batch) -> Plan {
-        let mut plan = Plan::default();
-        let mut newest: HashMap<StateKey, usize> = HashMap::new();
-        for (index, owed) in batch.messages.iter().enumerate() {
-            if let Some(key) = state_key(owed) {
-                if let Some(earlier) = newest.insert(key.clone(), index) {
-                    plan.skipped.insert(earlier);
-                }
-                if let Some(row) = self.latest.get(&key) {
-                    plan.removed.insert(*row);
-                }
-            }
-        }
-        plan.removed.extend(batch.acked.iter().copied());
-        plan.removed
-            .extend(batch.rejected.iter().map(|(row, _)| *row));
-        plan.removed.retain(|row| self.known.contains_key(row));
-        plan
-    }
-
-    fn write(
+    /// One transaction: what `step` does, and the books.
+    fn write<T>(
         &self,
-        batch: &Batch,
-        plan: &Plan,
-        drop: Option<&limits::Drop>,
-        reconciler: &Reconciler,
-        gap: &dyn Fn(u64, u64, u64) -> Outgoing,
+        books: &mut Books,
         is_durable: bool,
-    ) -> Result<(), OutboxError> {
-        let failed = |source: redb::Error| OutboxError::Database {
-            action: "commit",
-            path: self.directory.clone(),
-            source: Box::new(source),
-        };
+        step: impl FnOnce(&mut Ledger<'_>) -> Result<T, Fault>,
+    ) -> Result<T, OutboxError> {
         let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = guard.as_ref() else {
-            return Err(failed(redb::Error::DatabaseClosed));
+        let written = || -> Result<T, Fault> {
+            let database = guard
+                .as_ref()
+                .ok_or(Fault::Database(redb::Error::DatabaseClosed))?;
+            let mut transaction = database.begin_write()?;
+            transaction.set_durability(if is_durable {
+                Durability::Immediate
+            } else {
+                Durability::None
+            })?;
+            let mut ledger = Ledger::open(&transaction, books)?;
+            let done = step(&mut ledger)?;
+            ledger.write_meta()?;
+            drop(ledger);
+            transaction.commit()?;
+            Ok(done)
         };
-        let mut transaction = database.begin_write().map_err(|e| failed(e.into()))?;
-        let durability = if is_durable {
-            Durability::Immediate
-        } else {
-            Durability::None
-        };
-        transaction
-            .set_durability(durability)
-            .map_err(|e| failed(e.into()))?;
-        let mut buffer = Vec::with_capacity(ROW_BYTES);
-        self.write_rows(&transaction, batch, reconciler, &failed, &mut buffer)?;
-        {
-            let mut messages = transaction
-                .open_table(MESSAGES)
-                .map_err(|e| failed(e.into()))?;
-            if !batch.rejected.is_empty() {
-                let mut quarantine = transaction
-                    .open_table(QUARANTINE)
-                    .map_err(|e| failed(e.into()))?;
-                for (row, reason) in &batch.rejected {
-                    let stored = messages.get(row).map_err(|e| failed(e.into()))?;
-                    if let Some(stored) = stored {
-                        let entry = encode("quarantine", &(reason, stored.value()), &mut buffer)?;
-                        quarantine
-                            .insert(row, entry)
-                            .map_err(|e| failed(e.into()))?;
-                    }
-                }
-                while redb::ReadableTableMetadata::len(&quarantine).map_err(|e| failed(e.into()))?
-                    > QUARANTINE_MAX
-                {
-                    quarantine.pop_first().map_err(|e| failed(e.into()))?;
-                }
-            }
-            for row in plan.removed.iter().chain(&self.revived) {
-                messages.remove(row).map_err(|e| failed(e.into()))?;
-            }
-            for (index, owed) in batch.messages.iter().enumerate() {
-                if !plan.skipped.contains(&index) {
-                    let bytes = encode("messages", &MessageToStore::from(owed), &mut buffer)?;
-                    messages
-                        .insert(owed.outgoing.row, bytes)
-                        .map_err(|e| failed(e.into()))?;
-                }
-            }
-            if let Some(drop) = drop {
-                for row in &drop.rows {
-                    messages.remove(row).map_err(|e| failed(e.into()))?;
-                }
-                let owed = drop.gap(gap);
-                let bytes = encode("messages", &MessageToStore::from(&owed), &mut buffer)?;
-                messages
-                    .insert(owed.outgoing.row, bytes)
-                    .map_err(|e| failed(e.into()))?;
-            }
-        }
-        transaction.commit().map_err(|e| failed(e.into()))
-    }
-
-    fn write_rows(
-        &self,
-        transaction: &redb::WriteTransaction,
-        batch: &Batch,
-        reconciler: &Reconciler,
-        failed: &dyn Fn(redb::Error) -> OutboxError,
-        buffer: &mut Vec<u8>,
-    ) -> Result<(), OutboxError> {
-        {
-            let mut meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
-            let bytes = encode("meta", &self.meta, buffer)?;
-            meta.insert("meta", bytes).map_err(|e| failed(e.into()))?;
-        }
-        if batch.rows.is_empty() {
-            return Ok(());
-        }
-        let mut containers = transaction
-            .open_table(CONTAINERS)
-            .map_err(|e| failed(e.into()))?;
-        let mut namespaces = transaction
-            .open_table(NAMESPACES)
-            .map_err(|e| failed(e.into()))?;
-        let mut sources = transaction
-            .open_table(SOURCES)
-            .map_err(|e| failed(e.into()))?;
-        for key in &batch.rows {
-            match (key, reconciler.row(key)) {
-                (RowKey::Container(id), Some(Row::Container(row))) if row.is_told() => {
-                    let bytes = encode("containers", row, buffer)?;
-                    containers.insert(id.as_str(), bytes).map(drop)
-                }
-                (RowKey::Namespace(inode), Some(Row::Namespace(row))) => {
-                    let bytes = encode("namespaces", row, buffer)?;
-                    namespaces.insert(inode, bytes).map(drop)
-                }
-                (RowKey::Source(id), Some(Row::Source(row))) => {
-                    let bytes = encode("sources", row, buffer)?;
-                    sources.insert(id.as_str(), bytes).map(drop)
-                }
-                (RowKey::Container(id), _) => containers.remove(id.as_str()).map(drop),
-                (RowKey::Namespace(inode), _) => namespaces.remove(inode).map(drop),
-                (RowKey::Source(id), _) => sources.remove(id.as_str()).map(drop),
-            }
-            .map_err(|e| failed(e.into()))?;
-        }
-        Ok(())
-    }
-
-    fn apply(&mut self, batch: Batch, plan: Plan) {
-        self.quarantined += batch.rejected.len() as u64;
-        for row in &plan.removed {
-            self.forget_message(*row);
-        }
-        for (index, owed) in batch.messages.iter().enumerate() {
-            if !plan.skipped.contains(&index) {
-                self.know_message(owed);
-            }
-        }
-    }
-
-    fn know_message(&mut self, owed: &Owed) {
-        let known = Known {
-            bytes: message_bytes(&owed.outgoing),
-            seq: owed.seq,
-            state: state_key(owed),
-            stage: owed.stage,
-        };
-        self.totals.messages += 1;
-        self.totals.bytes += u64::from(known.bytes);
-        match &known.state {
-            Some(key) => {
-                self.latest.insert(key.clone(), owed.outgoing.row);
-            }
-            None => self.totals.deltas += 1,
-        }
-        self.newest_row = self.newest_row.max(owed.outgoing.row);
-        self.known.insert(owed.outgoing.row, known);
-    }
-
-    fn forget_message(&mut self, row: u64) {
-        let Some(known) = self.known.remove(&row) else {
-            return;
-        };
-        self.totals.messages -= 1;
-        self.totals.bytes -= u64::from(known.bytes);
-        match known.state {
-            Some(key) => {
-                if self.latest.get(&key) == Some(&row) {
-                    self.latest.remove(&key);
-                }
-            }
-            None => self.totals.deltas -= 1,
-        }
+        written().map_err(|fault| OutboxError::of("commit", &self.directory, fault))
     }
 }
 
-/// What a commit takes away and leaves out.
-#[derive(Debug, Default)]
-struct Plan {
-    removed: BTreeSet<u64>,
-    skipped: BTreeSet<usize>,
-}
-
-fn state_key(owed: &Owed) -> Option<StateKey> {
-    match owed.outgoing.topic {
-        Topic::Deltas => None,
-        Topic::Records | Topic::Pns | Topic::Status => Some((
-            owed.outgoing.topic,
-            Arc::clone(&owed.outgoing.item),
-            owed.generation,
-        )),
-    }
-}
-
-fn message_bytes(outgoing: &Outgoing) -> u32 {
-    let value = outgoing.value.as_ref().map_or(0, |value| value.len());
-    u32::try_from(value + outgoing.item.len() + outgoing.ce_id.len() + 32).unwrap_or(u32::MAX)
-}
-
-/// Encodes a value into a buffer that is used for one row after another.
-fn encode<'b, T: Serialize>(
-    table: &'static str,
-    value: &T,
-    buffer: &'b mut Vec<u8>,
-) -> Result<&'b [u8], OutboxError> {
-    buffer.clear();
-    *buffer = postcard::to_extend(value, std::mem::take(buffer))
-        .map_err(|source| OutboxError::Encoding { table, source })?;
-    Ok(buffer)
-}
-
-/// A gap is never rendered where nothing is dropped; this keeps `sync` total without a panic.
-fn unreachable_gap() -> Outgoing {
-    Outgoing {
-        row: 0,
-        topic: Topic::Deltas,
-        host_id: "".into(),
-        item: "".into(),
-        op: "gap".into(),
-        value: None,
-        ce_id: "".into(),
-        ce_type: "",
-        ce_source: "".into(),
-        time_ms: 0,
-    }
+/// More bytes than a message counts for, whatever it is.
+fn most_bytes(owed: &Owed) -> u64 {
+    let value = owed.outgoing.value.as_ref().map_or(0, |value| value.len());
+    (value + owed.outgoing.item.len() + 128) as u64
 }

@@ -1,18 +1,24 @@
-//! Opening the state: as it was left, or set aside where it is damaged, or new.
+//! Opening the state: as it was left, or set aside where it is damaged or of another format, or new.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use redb::Builder;
+use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _};
 
-use super::Stage;
+use super::chunk;
+use super::ledger::Fault;
+use super::reader::{Flow, read_meta};
+use super::states::StoredState;
 use super::{
-    Arc, BTreeMap, BTreeSet, CACHE_BYTES, CONTAINERS, Database, FORMAT, File, HashMap, MESSAGES,
-    META, Meta, Mutex, NAMESPACES, Opened, Options, Outbox, OutboxError, Path, PathBuf,
-    PoisonError, QUARANTINE, RESERVE_BYTES, RESERVE_FILE, ROWS_SKIPPED_AT_START, Restored, RwLock,
-    SOURCES, STATE_FILE, StoredMessage, Totals,
+    Books, CACHE_BYTES, CONTAINERS, DELTAS, FORMAT, LATEST, META, Meta, NAMESPACES, Opened,
+    Options, Outbox, OutboxError, QUARANTINE, RESERVE_BYTES, RESERVE_FILE, ROWS_SKIPPED_AT_START,
+    SOURCES, STATE_FILE, STATES, states,
 };
-use crate::model::{ContainerId, SourceId};
-use redb::{ReadableDatabase as _, ReadableTable as _};
+use crate::model::{ContainerId, SourceId, Topic};
+use crate::reconcile::{NamespaceRow, Restored, Source, Tracked};
 
 /// Who opens the state.
 #[derive(Clone, Debug)]
@@ -44,7 +50,7 @@ impl Outbox {
                     source,
                 })?;
                 set_aside = Some(format!(
-                    "the state was damaged ({}) and is set aside as `{}`",
+                    "the state cannot be used ({}) and is set aside as `{}`",
                     crate::telemetry::chain(&error),
                     aside.display()
                 ));
@@ -61,7 +67,11 @@ impl Outbox {
 
     fn try_open(directory: &Path, owner: &Owner, options: Options) -> Result<Opened, OutboxError> {
         let database = open_database(directory)?;
-        let loaded = Loaded::read(&database, directory)?;
+        let loaded = or_damage(directory, || {
+            let loaded = Loaded::read(&database, directory)?;
+            look_through(&database).map_err(|fault| OutboxError::of("read", directory, fault))?;
+            Ok(loaded)
+        })?;
         let is_new = loaded.meta.epoch.is_empty();
         let mut meta = loaded.meta;
         if !is_new && meta.host_id != *owner.host_id {
@@ -91,35 +101,25 @@ impl Outbox {
         }
         meta.boot_id = owner.boot_id.to_string();
         let last_alive_ms = meta.last_alive_ms;
-        let restored = Restored {
-            containers: loaded.containers,
-            namespaces: loaded.namespaces,
-            sources: loaded.sources,
-            seq: meta.seq,
-            package_seq: meta.package_seq,
-            generation: meta.generation,
-            opened: meta.opened,
+        let owed = loaded.owed;
+        let restored = restored(&meta, loaded.rows);
+        let flow = Flow {
+            handed: 0,
+            last_acked: meta.last_acked(),
         };
-        let mut outbox = Self {
+        let outbox = Self {
             directory: directory.to_owned(),
-            database: Arc::new(RwLock::new(None)),
-            meta,
+            database: Arc::new(RwLock::new(Some(database))),
             options,
-            known: BTreeMap::new(),
-            latest: HashMap::new(),
-            totals: Totals::default(),
-            handed: Arc::new(Mutex::new(0)),
-            has_unsynced_acks: false,
-            quarantined: 0,
-            revived: BTreeSet::new(),
-            newest_row: 0,
+            books: Books {
+                meta,
+                ..Books::default()
+            },
+            flow: Arc::new(Mutex::new(flow)),
+            unsynced: Vec::new(),
+            revived: Vec::new(),
             mark: super::mark::Mark::open(directory),
         };
-        let owed = outbox.know_stored(&database, 0)?;
-        *outbox
-            .database
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Some(database);
         Ok(Opened {
             outbox,
             restored,
@@ -129,112 +129,43 @@ impl Outbox {
         })
     }
 
-    /// Reads the stored messages from a row on, to know what is owed.
-    fn know_stored(
-        &mut self,
-        database: &Database,
-        from_row: u64,
-    ) -> Result<BTreeSet<(u64, u64)>, OutboxError> {
-        let failed = |source: redb::Error| database_error("read", &self.directory, source);
-        let transaction = database.begin_read().map_err(|e| failed(e.into()))?;
-        let table = match transaction.open_table(MESSAGES) {
-            Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(BTreeSet::new()),
-            Err(error) => return Err(failed(error.into())),
-        };
-        let host_id: Arc<str> = self.meta.host_id.as_str().into();
-        let ce_source = crate::wire::ce_source(&host_id);
-        let mut stored_messages = Vec::new();
-        for entry in table.range(from_row..).map_err(|e| failed(e.into()))? {
-            let (row, value) = entry.map_err(|e| failed(e.into()))?;
-            let stored: StoredMessage =
-                postcard::from_bytes(value.value()).map_err(|source| OutboxError::Encoding {
-                    table: "messages",
-                    source,
-                })?;
-            let mut owed = stored.into_owed(row.value(), &host_id, &ce_source);
-            owed.outgoing.value = owed.outgoing.value.map(|value| Arc::from(&value[..0]));
-            stored_messages.push((owed, value.value().len()));
-        }
-        let mut mappings = BTreeSet::new();
-        for (owed, bytes) in stored_messages {
-            let row = owed.outgoing.row;
-            if owed.stage != Stage::None
-                && let Ok(inode) = owed.outgoing.item.parse()
-            {
-                mappings.insert((inode, owed.generation));
-            }
-            self.know_message(&owed);
-            if let Some(known) = self.known.get_mut(&row) {
-                let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-                self.totals.bytes += u64::from(bytes) - u64::from(known.bytes.min(bytes));
-                known.bytes = known.bytes.max(bytes);
-            }
-        }
-        Ok(mappings)
-    }
-
     /// After a commit failed: gives up the reserved file where that helps, opens the database again, and gives
-    /// the state as it was last committed.
+    /// the state as it was last committed. An earlier commit without a sync may have gone with the failed one,
+    /// and that one may be in the file all the same: the file is right, and acknowledgements that were not
+    /// synced are committed again with what comes next.
     ///
     /// # Errors
     /// When the database cannot be opened; the caller tries again later.
-    pub fn recover(&mut self) -> Result<Restored, OutboxError> {
+    pub fn recover(&mut self) -> Result<Recovered, OutboxError> {
         let _ = std::fs::remove_file(self.directory.join(RESERVE_FILE));
         let shared = Arc::clone(&self.database);
         let mut guard = shared.write().unwrap_or_else(PoisonError::into_inner);
         *guard = None;
         let database = open_database(&self.directory)?;
         let loaded = Loaded::read(&database, &self.directory)?;
-        self.agree_with(&database)?;
         *guard = Some(database);
         drop(guard);
-        if !loaded.meta.epoch.is_empty() {
-            self.meta.seq = loaded.meta.seq;
-            self.meta.package_seq = loaded.meta.package_seq;
-            self.meta.generation = loaded.meta.generation;
-            self.meta.opened = loaded.meta.opened;
-            self.meta.snapshot_owed = loaded.meta.snapshot_owed;
+        self.revived.append(&mut self.unsynced);
+        self.books.tail.find_anew();
+        let known = std::mem::take(&mut self.books.meta);
+        self.books.meta = if loaded.meta.epoch.is_empty() {
+            Meta {
+                format: FORMAT,
+                host_id: known.host_id,
+                epoch: known.epoch,
+                boot_id: known.boot_id,
+                previous_epoch: known.previous_epoch,
+                ..Meta::default()
+            }
         } else {
-            self.meta.seq = 0;
-            self.meta.package_seq = 0;
-            self.meta.generation = 0;
-            self.meta.opened = false;
-        }
-        Ok(Restored {
-            containers: loaded.containers,
-            namespaces: loaded.namespaces,
-            sources: loaded.sources,
-            seq: self.meta.seq,
-            package_seq: self.meta.package_seq,
-            generation: self.meta.generation,
-            opened: self.meta.opened,
+            loaded.meta
+        };
+        self.books.meta.bus = known.bus;
+        self.books.meta.next_row = known.next_row.max(self.books.meta.next_row);
+        Ok(Recovered {
+            restored: restored(&self.books.meta, loaded.rows),
+            owed: loaded.owed,
         })
-    }
-
-    /// Brings what is known in line with the file after a commit failed. An earlier commit without a sync may
-    /// have gone with it, and the failed one may be in the file all the same.
-    fn agree_with(&mut self, database: &Database) -> Result<(), OutboxError> {
-        let failed = |source: redb::Error| database_error("read", &self.directory, source);
-        let transaction = database.begin_read().map_err(|e| failed(e.into()))?;
-        let table = transaction
-            .open_table(MESSAGES)
-            .map_err(|e| failed(e.into()))?;
-        let mut stored = BTreeSet::new();
-        for entry in table.iter().map_err(|e| failed(e.into()))? {
-            let (row, _) = entry.map_err(|e| failed(e.into()))?;
-            stored.insert(row.value());
-        }
-        let newest_row = self.newest_row;
-        let is_revived = |row: &u64| *row <= newest_row && !self.known.contains_key(row);
-        self.revived = stored.iter().copied().filter(is_revived).collect();
-        self.has_unsynced_acks |= !self.revived.is_empty();
-        let taken: Vec<u64> = self.known.keys().copied().collect();
-        for row in taken.into_iter().filter(|row| !stored.contains(row)) {
-            self.forget_message(row);
-        }
-        self.know_stored(database, newest_row + 1)?;
-        Ok(())
     }
 
     /// Makes the reserved file again, where there is room.
@@ -243,76 +174,125 @@ impl Outbox {
     }
 }
 
+/// The state as it was last committed.
+pub struct Recovered {
+    /// The reconciler's.
+    pub restored: Restored,
+    /// Mappings whose newest put or tombstone is owed, as far as the file knows: number and generation.
+    pub owed: BTreeSet<(u64, u64)>,
+}
+
+/// The reconciler's rows.
+#[derive(Default)]
+struct Rows {
+    containers: BTreeMap<ContainerId, Tracked>,
+    namespaces: BTreeMap<u64, NamespaceRow>,
+    sources: BTreeMap<SourceId, Source>,
+}
+
+fn restored(meta: &Meta, rows: Rows) -> Restored {
+    Restored {
+        containers: rows.containers,
+        namespaces: rows.namespaces,
+        sources: rows.sources,
+        seq: meta.seq,
+        package_seq: meta.package_seq,
+        generation: meta.generation,
+        opened: meta.opened,
+    }
+}
+
 /// The state as a database holds it.
 struct Loaded {
     meta: Meta,
-    containers: BTreeMap<ContainerId, crate::reconcile::Tracked>,
-    namespaces: BTreeMap<u64, crate::reconcile::NamespaceRow>,
-    sources: BTreeMap<SourceId, crate::reconcile::Source>,
+    rows: Rows,
+    owed: BTreeSet<(u64, u64)>,
 }
 
 impl Loaded {
     fn read(database: &Database, directory: &Path) -> Result<Self, OutboxError> {
-        let failed = |source: redb::Error| database_error("read", directory, source);
-        let transaction = database.begin_write().map_err(|e| failed(e.into()))?;
-        let mut loaded = Self {
-            meta: Meta::default(),
-            containers: BTreeMap::new(),
-            namespaces: BTreeMap::new(),
-            sources: BTreeMap::new(),
-        };
+        Self::read_all(database).map_err(|fault| OutboxError::of("read", directory, fault))
+    }
+
+    /// Reads the rows, and makes the tables that are missing.
+    fn read_all(database: &Database) -> Result<Self, Fault> {
+        let transaction = database.begin_write()?;
+        let mut rows = Rows::default();
+        let mut owed = BTreeSet::new();
+        let meta = read_meta(&transaction.open_table(META)?)?;
         {
-            let meta = transaction.open_table(META).map_err(|e| failed(e.into()))?;
-            if let Some(bytes) = meta.get("meta").map_err(|e| failed(e.into()))? {
-                loaded.meta = decode("meta", bytes.value())?;
-            }
-            let table = transaction
-                .open_table(CONTAINERS)
-                .map_err(|e| failed(e.into()))?;
-            for entry in table.iter().map_err(|e| failed(e.into()))? {
-                let (key, value) = entry.map_err(|e| failed(e.into()))?;
+            for entry in transaction.open_table(CONTAINERS)?.iter()? {
+                let (key, value) = entry?;
                 if let Some(id) = ContainerId::parse(key.value()) {
-                    loaded
-                        .containers
-                        .insert(id, decode("containers", value.value())?);
+                    let row = decode("containers", value.value())?;
+                    rows.containers.insert(id, row);
                 }
             }
-            let table = transaction
-                .open_table(NAMESPACES)
-                .map_err(|e| failed(e.into()))?;
-            for entry in table.iter().map_err(|e| failed(e.into()))? {
-                let (key, value) = entry.map_err(|e| failed(e.into()))?;
-                loaded
-                    .namespaces
-                    .insert(key.value(), decode("namespaces", value.value())?);
-            }
-            let table = transaction
-                .open_table(SOURCES)
-                .map_err(|e| failed(e.into()))?;
-            for entry in table.iter().map_err(|e| failed(e.into()))? {
-                let (key, value) = entry.map_err(|e| failed(e.into()))?;
-                loaded.sources.insert(
-                    SourceId::new(key.value()),
-                    decode("sources", value.value())?,
+            let latest = transaction.open_table(LATEST)?;
+            let mut key_of_state = Vec::new();
+            for entry in transaction.open_table(NAMESPACES)?.iter()? {
+                let (key, value) = entry?;
+                let inode = key.value();
+                let row: NamespaceRow = decode("namespaces", value.value())?;
+                let generation = row.mapping().generation;
+                states::key(
+                    Topic::Pns,
+                    generation,
+                    &inode.to_string(),
+                    &mut key_of_state,
                 );
+                if latest.get(key_of_state.as_slice())?.is_some() {
+                    owed.insert((inode, generation));
+                }
+                rows.namespaces.insert(inode, row);
             }
-            transaction
-                .open_table(MESSAGES)
-                .map_err(|e| failed(e.into()))?;
-            transaction
-                .open_table(QUARANTINE)
-                .map_err(|e| failed(e.into()))?;
+            for entry in transaction.open_table(SOURCES)?.iter()? {
+                let (key, value) = entry?;
+                let row = decode("sources", value.value())?;
+                rows.sources.insert(SourceId::new(key.value()), row);
+            }
+            transaction.open_table(DELTAS)?;
+            transaction.open_table(STATES)?;
+            transaction.open_table(QUARANTINE)?;
         }
-        transaction.commit().map_err(|e| failed(e.into()))?;
-        Ok(loaded)
+        transaction.commit()?;
+        Ok(Self { meta, rows, owed })
     }
 }
 
-fn decode<T: serde::de::DeserializeOwned>(
-    table: &'static str,
-    bytes: &[u8],
+/// Reads every message once, one after another, so that damage is found here, where the file can be set aside.
+fn look_through(database: &Database) -> Result<(), Fault> {
+    let transaction = database.begin_read()?;
+    for entry in transaction.open_table(DELTAS)?.iter()? {
+        for delta in chunk::decode(entry?.1.value())?.1 {
+            delta?;
+        }
+    }
+    for entry in transaction.open_table(STATES)?.iter()? {
+        postcard::from_bytes::<StoredState<'_>>(entry?.1.value()).map_err(|source| {
+            Fault::Encoding {
+                table: "states",
+                source,
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Runs a step over the file; a panic of redb over a torn one counts as damage.
+fn or_damage<T>(
+    directory: &Path,
+    step: impl FnOnce() -> Result<T, OutboxError>,
 ) -> Result<T, OutboxError> {
-    postcard::from_bytes(bytes).map_err(|source| OutboxError::Encoding { table, source })
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(step)).unwrap_or_else(|_| {
+        let panicked = "the database library panicked over it".to_owned();
+        let source = redb::Error::Corrupted(panicked);
+        Err(database_error("read", directory, source))
+    })
+}
+
+fn decode<T: serde::de::DeserializeOwned>(table: &'static str, bytes: &[u8]) -> Result<T, Fault> {
+    postcard::from_bytes(bytes).map_err(|source| Fault::Encoding { table, source })
 }
 
 fn database_error(action: &'static str, directory: &Path, source: redb::Error) -> OutboxError {
@@ -323,23 +303,18 @@ fn database_error(action: &'static str, directory: &Path, source: redb::Error) -
     }
 }
 
-/// Opens or makes the database. A panic of redb over a torn file counts as damage.
+/// Opens or makes the database.
 fn open_database(directory: &Path) -> Result<Database, OutboxError> {
     let file = directory.join(STATE_FILE);
-    let opened =
-        std::panic::catch_unwind(|| Builder::new().set_cache_size(CACHE_BYTES).create(&file));
-    match opened {
-        Ok(Ok(database)) => Ok(database),
-        Ok(Err(redb::DatabaseError::DatabaseAlreadyOpen)) => Err(OutboxError::Locked {
-            path: directory.to_owned(),
-        }),
-        Ok(Err(error)) => Err(database_error("open", directory, error.into())),
-        Err(_) => Err(database_error(
-            "open",
-            directory,
-            redb::Error::Corrupted("the database library panicked over it".to_owned()),
-        )),
-    }
+    or_damage(directory, || {
+        match Builder::new().set_cache_size(CACHE_BYTES).create(&file) {
+            Ok(database) => Ok(database),
+            Err(redb::DatabaseError::DatabaseAlreadyOpen) => Err(OutboxError::Locked {
+                path: directory.to_owned(),
+            }),
+            Err(error) => Err(database_error("open", directory, error.into())),
+        }
+    })
 }
 
 /// Whether an error says that the file itself is bad, so that nothing but another file helps.
@@ -360,7 +335,7 @@ fn is_damage(error: &OutboxError) -> bool {
                     | redb::Error::TableTypeMismatch { .. }
             ) || matches!(&**source, redb::Error::Io(error) if is_bad_io(error))
         }
-        OutboxError::Encoding { .. } => true,
+        OutboxError::Encoding { .. } | OutboxError::Format { .. } => true,
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }
         | OutboxError::OtherHost { .. } => false,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::reconcile::{Identity, Observation, Settings};
+use crate::wire::{Host, Refresh, Renderer};
 
 const NOW_MS: u64 = 1_700_000_000_000;
 
@@ -40,7 +41,7 @@ fn message(outbox: &mut Outbox, topic: Topic, item: &str, text: &str) -> Owed {
             item: item.into(),
             op: "".into(),
             value: (!text.is_empty()).then(|| Arc::from(text.as_bytes())),
-            ce_id: format!("host:epoch:{row}").into(),
+            ce_id: wire::state_id("host", "epoch-1", row),
             ce_type: crate::wire::ce_type(topic),
             ce_source: crate::wire::ce_source("host"),
             time_ms: 7,
@@ -52,20 +53,69 @@ fn message(outbox: &mut Outbox, topic: Topic, item: &str, text: &str) -> Owed {
 }
 
 fn delta(outbox: &mut Outbox, seq: u64, text: &str) -> Owed {
-    Owed {
-        seq,
-        ..message(outbox, Topic::Deltas, "", text)
+    let mut owed = message(outbox, Topic::Deltas, "", text);
+    owed.outgoing.ce_id = wire::delta_id("host", "epoch-1", seq);
+    Owed { seq, ..owed }
+}
+
+fn deltas(outbox: &mut Outbox, seqs: std::ops::RangeInclusive<u64>, text: &str) -> Batch {
+    Batch {
+        messages: seqs.map(|seq| delta(outbox, seq, text)).collect(),
+        ..Batch::default()
     }
 }
 
-fn gap(seq_from: u64, seq: u64, row: u64) -> Outgoing {
-    Outgoing {
+pub(super) fn renderer() -> Renderer {
+    let host = Host {
+        host_id: "host".into(),
+        host_name: "name".into(),
+        boot_id: "boot".into(),
+        epoch: "epoch-1".into(),
+    };
+    let refresh = Refresh {
+        records_ms: 1,
+        pns_ms: 1,
+        status_ms: 1,
+    };
+    Renderer::new(host, refresh)
+}
+
+fn acked(row: u64) -> Report {
+    let position = Position {
+        partition: 3,
+        offset: i64::try_from(row).unwrap_or(0) + 1_000,
+    };
+    Report {
         row,
+        outcome: Outcome::Acked(position),
+    }
+}
+
+fn acks(rows: impl IntoIterator<Item = u64>) -> Batch {
+    Batch {
+        reports: rows.into_iter().map(acked).collect(),
+        ..Batch::default()
+    }
+}
+
+fn rejected(row: u64) -> Batch {
+    Batch {
+        reports: vec![Report {
+            row,
+            outcome: Outcome::Rejected("message too large".to_owned()),
+        }],
+        ..Batch::default()
+    }
+}
+
+fn gap(gap: &Gap) -> Outgoing {
+    Outgoing {
+        row: gap.row,
         topic: Topic::Deltas,
         host_id: "host".into(),
         item: "".into(),
         op: "gap".into(),
-        value: Some(format!("{seq_from}-{seq}").into_bytes().into()),
+        value: Some(format!("{}-{}", gap.seq_from, gap.seq).into_bytes().into()),
         ce_id: "".into(),
         ce_type: crate::wire::ce_type(Topic::Deltas),
         ce_source: crate::wire::ce_source("host"),
@@ -73,10 +123,14 @@ fn gap(seq_from: u64, seq: u64, row: u64) -> Outgoing {
     }
 }
 
-fn commit(outbox: &mut Outbox, batch: Batch) -> Option<(u64, u64)> {
+fn commit_at(outbox: &mut Outbox, batch: Batch, now_ms: u64) -> Committed {
     outbox
-        .commit(batch, &reconciler(), NOW_MS, &gap)
+        .commit(batch, &reconciler(), now_ms, &gap)
         .expect("it can be committed")
+}
+
+fn commit(outbox: &mut Outbox, batch: Batch) -> Option<(u64, u64)> {
+    commit_at(outbox, batch, NOW_MS).dropped
 }
 
 fn stored(outbox: &Outbox) -> Vec<Outgoing> {
@@ -182,8 +236,14 @@ fn namespaces_of_one_number_are_never_coalesced() {
         },
     );
     assert_eq!(texts(&outbox), ["ended", "another"]);
-    let expected: BTreeSet<_> = [(4_026_532_000, 1), (4_026_532_000, 2)].into();
-    assert_eq!(outbox.owed_mappings(), expected);
+    let rows: Vec<_> = stored(&outbox).iter().map(|message| message.row).collect();
+    let settled = commit_at(&mut outbox, acks([1].into_iter().chain(rows)), NOW_MS).settled;
+    let done = |generation| StageDone {
+        pns_inode: 4_026_532_000,
+        generation,
+        stage: Stage::Mapping,
+    };
+    assert_eq!(settled, [done(1), done(2)], "each once, by its newest put");
 }
 
 #[test]
@@ -199,19 +259,11 @@ fn what_the_bus_has_leaves_and_a_row_is_never_used_again() {
             ..Batch::default()
         },
     );
-    let acked = vec![rows[0], rows[0], 999_999];
-    commit(
-        &mut outbox,
-        Batch {
-            acked,
-            ..Batch::default()
-        },
-    );
+    commit(&mut outbox, acks([rows[0], rows[0], 999_999]));
     assert_eq!(texts(&outbox), ["two"]);
     assert!(outbox.has_unsynced_acks());
-    outbox
-        .sync(&reconciler(), NOW_MS)
-        .expect("it can be synced");
+    commit(&mut outbox, Batch::default());
+    assert!(!outbox.has_unsynced_acks());
     drop(outbox);
     let mut opened = open(directory.path(), 1 << 30);
     assert_eq!(texts(&opened.outbox), ["two"]);
@@ -317,16 +369,12 @@ fn a_refused_message_goes_to_quarantine() {
             ..Batch::default()
         },
     );
-    let rejected = vec![(row, "message too large".to_owned())];
-    commit(
-        &mut outbox,
-        Batch {
-            rejected,
-            ..Batch::default()
-        },
-    );
-    assert_eq!(outbox.totals().messages, 0);
+    commit(&mut outbox, rejected(row));
     assert_eq!(outbox.quarantined(), 1);
+    assert_eq!(texts(&outbox), ["1-1"], "a gap tells of it");
+    let gap_row = stored(&outbox)[0].row;
+    commit(&mut outbox, rejected(gap_row));
+    assert_eq!(outbox.totals().messages, 0, "and none of that one");
 }
 
 #[test]
@@ -435,42 +483,37 @@ fn the_state_is_committed_with_its_messages() {
     assert_eq!(opened.outbox.totals().deltas, 1);
 }
 
+/// Puts an earlier content of the file in place, as after a commit that failed, and opens it again.
+fn go_back_to(outbox: &mut Outbox, file: &Path, content: &[u8]) {
+    *outbox.database.write().expect("nobody panicked") = None;
+    std::fs::write(file, content).expect("it can be written");
+    outbox.recover().expect("it can be opened again");
+}
+
 #[test]
 fn an_acknowledgement_that_went_with_a_failed_commit_revives_nothing() {
     let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join(STATE_FILE);
     let mut outbox = open(folder.path(), u64::MAX).outbox;
     let old = message(&mut outbox, Topic::Records, "a", "old");
+    let mut messages: Vec<_> = (1..=3).map(|seq| delta(&mut outbox, seq, "x")).collect();
+    let rows: Vec<_> = messages.iter().map(|owed| owed.outgoing.row).collect();
     let row = old.outgoing.row;
-    let mut buffer = Vec::new();
-    let bytes = encode("messages", &MessageToStore::from(&old), &mut buffer)
-        .expect("it can be encoded")
-        .to_vec();
+    messages.push(old);
     let put = Batch {
-        messages: vec![old],
+        messages,
         ..Batch::default()
     };
     commit(&mut outbox, put);
-    let acked = Batch {
-        acked: vec![row],
-        ..Batch::default()
-    };
-    commit(&mut outbox, acked);
+    // The second delta is acknowledged ahead of the first, durably; the file knows nothing of that.
+    commit(&mut outbox, acks([rows[1]]));
+    commit(&mut outbox, Batch::default());
+    let earlier = std::fs::read(&file).expect("it can be read");
+    commit(&mut outbox, acks([row, rows[0]]));
+    assert_eq!(texts(&outbox), ["x"]);
 
-    // What a file is that was opened again after an error: the acknowledgement was never synced.
-    {
-        let guard = outbox.database.read().expect("nobody panicked");
-        let database = guard.as_ref().expect("the database is open");
-        let transaction = database.begin_write().expect("it can be written");
-        let mut table = transaction
-            .open_table(MESSAGES)
-            .expect("the table is there");
-        table
-            .insert(row, bytes.as_slice())
-            .expect("a row can be put");
-        drop(table);
-        transaction.commit().expect("it can be committed");
-    }
-    outbox.recover().expect("it can be opened again");
+    go_back_to(&mut outbox, &file, &earlier);
+    assert_eq!(texts(&outbox).len(), 4, "the file has them all again");
     let tombstone = message(&mut outbox, Topic::Records, "a", "");
     let put = Batch {
         messages: vec![tombstone],
@@ -480,15 +523,9 @@ fn an_acknowledgement_that_went_with_a_failed_commit_revives_nothing() {
     drop(outbox);
 
     let reopened = open(folder.path(), u64::MAX).outbox;
-    let owed: Vec<_> = stored(&reopened)
-        .into_iter()
-        .map(|found| found.value)
-        .collect();
-    assert_eq!(
-        owed,
-        [None],
-        "the old record would stand after the tombstone"
-    );
+    assert_eq!(texts(&reopened), ["x", "tombstone"]);
+    assert_eq!(stored(&reopened)[0].row, rows[2]);
+    assert_eq!(reopened.totals().messages, 2);
 }
 
 #[test]
@@ -496,43 +533,228 @@ fn a_commit_that_failed_and_is_in_the_file_all_the_same_is_owed() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let mut outbox = open(folder.path(), u64::MAX).outbox;
     let old = message(&mut outbox, Topic::Records, "a", "old");
-    let old_row = old.outgoing.row;
     let put = Batch {
         messages: vec![old],
         ..Batch::default()
     };
     commit(&mut outbox, put);
-
+    let earlier = outbox.books.clone();
     let new = message(&mut outbox, Topic::Records, "a", "new");
     let new_row = new.outgoing.row;
-    let mut buffer = Vec::new();
-    let bytes = encode("messages", &MessageToStore::from(&new), &mut buffer)
-        .expect("it can be encoded")
-        .to_vec();
-    {
-        let guard = outbox.database.read().expect("nobody panicked");
-        let database = guard.as_ref().expect("the database is open");
-        let transaction = database.begin_write().expect("it can be written");
-        let mut table = transaction
-            .open_table(MESSAGES)
-            .expect("the table is there");
-        table.remove(old_row).expect("a row can be taken");
-        table
-            .insert(new_row, bytes.as_slice())
-            .expect("a row can be put");
-        drop(table);
-        transaction.commit().expect("it can be committed");
-    }
-    outbox.recover().expect("it can be opened again");
-    assert_eq!(outbox.totals().messages, 1);
-    commit(&mut outbox, Batch::default());
-    assert_eq!(texts(&outbox), ["new"]);
-    let acked = Batch {
-        acked: vec![new_row],
+    let put = Batch {
+        messages: vec![new],
         ..Batch::default()
     };
-    commit(&mut outbox, acked);
+    commit(&mut outbox, put);
+    outbox.books = earlier;
+
+    outbox.recover().expect("it can be opened again");
+    assert_eq!(outbox.totals().messages, 1);
+    assert!(outbox.take_row() > new_row);
+    commit(&mut outbox, Batch::default());
+    assert_eq!(texts(&outbox), ["new"]);
+    commit(&mut outbox, acks([new_row]));
     assert_eq!(outbox.totals(), Totals::default());
+}
+
+#[test]
+fn deltas_that_are_acknowledged_out_of_order_leave_in_order() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    let batch = deltas(&mut outbox, 1..=4, "x");
+    let rows: Vec<_> = batch
+        .messages
+        .iter()
+        .map(|owed| owed.outgoing.row)
+        .collect();
+    commit(&mut outbox, batch);
+    let batch = deltas(&mut outbox, 5..=5, "x");
+    let last_row = batch.messages[0].outgoing.row;
+    commit(&mut outbox, batch);
+    let owed = |outbox: &Outbox| outbox.totals().deltas;
+    commit(&mut outbox, acks([rows[1], last_row]));
+    assert_eq!(owed(&outbox), 5);
+    commit(&mut outbox, acks([rows[0]]));
+    assert_eq!(owed(&outbox), 3);
+    assert_eq!(outbox.last_acked().map(|acked| acked.seq), Some(2));
+    commit(&mut outbox, acks([rows[3], rows[2]]));
+    assert_eq!(owed(&outbox), 0);
+    assert_eq!(outbox.totals(), Totals::default());
+    let newest = outbox.last_acked().expect("one is acknowledged");
+    assert_eq!((newest.seq, newest.row), (5, last_row));
+    assert_eq!(newest.position, acked_position(last_row));
+}
+
+fn acked_position(row: u64) -> Position {
+    match acked(row).outcome {
+        Outcome::Acked(position) => position,
+        Outcome::Rejected(_) | Outcome::Replaced { .. } => unreachable!("it is acknowledged"),
+    }
+}
+
+#[test]
+fn where_the_newest_acknowledged_delta_is_outlives_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    outbox.set_bus("cluster".into());
+    let batch = deltas(&mut outbox, 1..=3, "x");
+    let row = batch.messages[1].outgoing.row;
+    commit(&mut outbox, batch);
+    assert_eq!(outbox.last_acked(), None);
+    let reader = outbox.reader();
+    commit(&mut outbox, acks([row - 1, row]));
+    let expected = LastAcked {
+        bus: "cluster".into(),
+        position: acked_position(row),
+        ce_id: wire::delta_id("host", "epoch-1", 2),
+        seq: 2,
+        row,
+    };
+    assert_eq!(reader.last_acked().as_ref(), Some(&expected));
+    commit(&mut outbox, Batch::default());
+    drop((outbox, reader));
+    let outbox = open(folder.path(), u64::MAX).outbox;
+    assert_eq!(outbox.last_acked().as_ref(), Some(&expected));
+    assert_eq!(outbox.reader().last_acked(), Some(expected));
+}
+
+#[test]
+fn what_the_bus_lost_is_owed_again_as_it_was() {
+    for (lost_from, expected) in [(None, 1..=5), (Some(3), 3..=5), (Some(5), 5..=5)] {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let mut outbox = open(folder.path(), u64::MAX).outbox;
+        for seq in 1..=2 {
+            let batch = deltas(&mut outbox, seq * 2 - 1..=seq * 2, "x");
+            commit(&mut outbox, batch);
+        }
+        let first = stored(&outbox);
+        commit(&mut outbox, acks(first.iter().map(|message| message.row)));
+        let batch = deltas(&mut outbox, 5..=5, "x");
+        commit(&mut outbox, batch);
+        let last = stored(&outbox);
+        assert_eq!(last.len(), 1);
+        outbox
+            .owe_again(lost_from, NOW_MS, &gap)
+            .expect("it can be committed");
+        let all: Vec<_> = first.into_iter().chain(last).collect();
+        let from = *expected.start() as usize - 1;
+        assert_eq!(stored(&outbox), all[from..], "{lost_from:?}");
+        let totals = outbox.totals();
+        assert_eq!(
+            (totals.deltas, totals.messages),
+            (all.len() as u64 - from as u64, totals.deltas)
+        );
+        assert!(!outbox.take_snapshot_due(), "nothing is missing");
+        assert_eq!(outbox.last_acked(), None);
+        commit(&mut outbox, acks(all.iter().map(|message| message.row)));
+        assert_eq!(outbox.totals(), Totals::default());
+    }
+}
+
+#[test]
+fn where_the_kept_tail_does_not_reach_a_gap_stands_before_it() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    let later_ms = NOW_MS + KEPT_MS + 60_000;
+    let batch = deltas(&mut outbox, 1..=10, "old");
+    commit(&mut outbox, batch);
+    let old = stored(&outbox);
+    commit(&mut outbox, acks(old.iter().map(|message| message.row)));
+    commit(&mut outbox, Batch::default());
+    let batch = deltas(&mut outbox, 11..=12, "new");
+    commit_at(&mut outbox, batch, later_ms);
+    let new = stored(&outbox);
+    let batch = acks(new.iter().map(|message| message.row));
+    commit_at(&mut outbox, batch, later_ms);
+    commit_at(&mut outbox, Batch::default(), later_ms);
+    assert_eq!(outbox.totals(), Totals::default());
+
+    for (lost_from, expected) in [(Some(7), "7-10"), (None, "1-10")] {
+        // The second time the first gap is still owed.
+        outbox
+            .owe_again(lost_from, later_ms, &gap)
+            .expect("it can be committed");
+        assert_eq!(texts(&outbox), [expected, "new", "new"]);
+        assert_eq!(outbox.totals().deltas, 3);
+    }
+    assert!(outbox.take_snapshot_due(), "a snapshot follows");
+    let rows: Vec<_> = stored(&outbox).iter().map(|message| message.row).collect();
+    assert!(rows.is_sorted() && rows[0] < new[0].row);
+    commit(&mut outbox, acks(rows));
+    assert_eq!(outbox.totals(), Totals::default());
+    outbox
+        .owe_again(Some(11), later_ms, &gap)
+        .expect("it can be committed");
+    assert_eq!(texts(&outbox), ["new", "new"], "no gap where all is there");
+}
+
+#[test]
+fn the_kept_tail_is_bounded_in_bytes() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    let text = "x".repeat(1024 * 1024);
+    for seq in 1..=80 {
+        let batch = deltas(&mut outbox, seq..=seq, &text);
+        let row = batch.messages[0].outgoing.row;
+        commit(&mut outbox, batch);
+        commit(&mut outbox, acks([row]));
+    }
+    commit(&mut outbox, Batch::default());
+    let kept = outbox.books.meta.kept_bytes;
+    assert!(
+        kept <= KEPT_BYTES_MAX && kept > KEPT_BYTES_MAX / 2,
+        "{kept}"
+    );
+    outbox
+        .owe_again(None, NOW_MS, &gap)
+        .expect("it can be committed");
+    let left = outbox.totals();
+    let (first, gone) = (texts(&outbox)[0].clone(), 80 - (left.deltas - 1));
+    assert_eq!(first, format!("1-{gone}"));
+}
+
+#[test]
+fn a_delta_with_a_gap_in_its_place_needs_none_behind_it() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    let batch = deltas(&mut outbox, 1..=2, "x");
+    let row = batch.messages[0].outgoing.row;
+    commit(&mut outbox, batch);
+    let position = acked_position(row);
+    let reason = "too large".to_owned();
+    let outcome = Outcome::Replaced { reason, position };
+    let reports = vec![Report { row, outcome }, acked(row + 1)];
+    commit(
+        &mut outbox,
+        Batch {
+            reports,
+            ..Batch::default()
+        },
+    );
+    assert_eq!(outbox.totals(), Totals::default());
+    assert_eq!(outbox.quarantined(), 1);
+    assert!(outbox.take_snapshot_due());
+}
+
+#[test]
+fn the_state_of_another_format_is_set_aside() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    outbox.books.meta.format = 1;
+    commit(&mut outbox, Batch::default());
+    drop(outbox);
+    assert!(matches!(
+        Holdings::open(folder.path()).err(),
+        Some(OutboxError::Format { found: 1, .. })
+    ));
+    let other = Owner {
+        new_epoch: "epoch-2".to_owned(),
+        ..owner("host")
+    };
+    let opened = Outbox::open(folder.path(), &other, Options::default()).expect("it opens");
+    let reason = opened.set_aside.expect("it is set aside");
+    assert!(reason.contains("format 1"), "{reason}");
+    assert_eq!(opened.outbox.meta().epoch, "epoch-2");
 }
 
 #[test]

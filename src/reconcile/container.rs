@@ -151,6 +151,17 @@ impl Tracked {
         &self.owner
     }
 
+    /// The same, shared.
+    pub fn shared(&self) -> Option<Arc<Container>> {
+        self.told.as_ref().map(|told| Arc::clone(&told.container))
+    }
+
+    /// The process of its open run, by pid and start ticks; 0 ticks where it was never seen.
+    pub fn open_process(&self) -> Option<(u32, u64)> {
+        let run = self.run.as_ref()?;
+        Some((run.pid?, run.start_ticks))
+    }
+
     /// The pid of its open run.
     pub fn open_pid(&self) -> Option<u32> {
         self.run.as_ref()?.pid

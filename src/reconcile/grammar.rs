@@ -212,6 +212,8 @@ pub enum Observation {
     },
     /// Deltas were lost from the outbox: everything is to be told anew.
     SnapshotDue,
+    /// The bus lost what it had: every record and mapping is to be put again.
+    StateDue,
     /// It is time for a full resync.
     ResyncDue,
     /// It is time to list one runtime (one without a stream).

@@ -42,6 +42,7 @@ pub use grammar::{
 };
 pub use listing::Source;
 pub use namespace::{NamespaceRow, Phase};
+pub(crate) use namespace::{member_of, owner_of};
 
 use crate::model::message::{Delta, Message, Op, Origin, RuntimeSource};
 use crate::model::record::Fields;
@@ -179,6 +180,7 @@ impl Reconciler {
                 generation,
             } => self.tombstone_acked(pns_inode, generation),
             Observation::SnapshotDue => self.snapshot_all(),
+            Observation::StateDue => self.put_all(),
             Observation::ResyncDue => self.resync_due(),
             Observation::ListDue { source } => self.list_due(&source),
             Observation::Tick => self.tick(),
@@ -405,6 +407,15 @@ impl Reconciler {
             seq: self.seq,
         };
         self.effects.push(Effect::Publish(message));
+    }
+
+    /// Puts every record and mapping as it stands.
+    fn put_all(&mut self) {
+        let ids: Vec<_> = self.containers.keys().cloned().collect();
+        for id in ids {
+            self.publish_record(&id);
+        }
+        self.put_all_namespaces();
     }
 
     fn tick(&mut self) {

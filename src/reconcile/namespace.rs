@@ -240,6 +240,21 @@ impl Reconciler {
         self.effects.push(Effect::SaveRow(RowKey::Namespace(inode)));
     }
 
+    /// Publishes every mapping as it stands; those whose tombstone is owed have that again.
+    pub(super) fn put_all_namespaces(&mut self) {
+        let all: Vec<_> = self
+            .namespaces
+            .iter()
+            .map(|(inode, row)| (*inode, row.phase))
+            .collect();
+        for (inode, phase) in all {
+            match phase {
+                Phase::Live | Phase::Ended | Phase::Lingering(_) => self.put(inode, false),
+                Phase::Buried => self.bury(inode),
+            }
+        }
+    }
+
     /// A container in a namespace has another name or image.
     pub(super) fn rename_member(&mut self, tracked: &Tracked) {
         let Some(told) = tracked.container() else {
@@ -419,7 +434,7 @@ impl Reconciler {
     }
 }
 
-fn member_of(container: &Container, process: &Process) -> Member {
+pub(crate) fn member_of(container: &Container, process: &Process) -> Member {
     Member {
         container_id: container.id.clone(),
         container_name: container.name.as_str().into(),
@@ -438,7 +453,7 @@ fn member_of(container: &Container, process: &Process) -> Member {
 
 /// The container whose init is pid 1 inside; only if that is a sandbox, or nobody's is, the container that
 /// started first, then the smallest id.
-fn owner_of(members: &[Member]) -> Option<&Member> {
+pub(crate) fn owner_of(members: &[Member]) -> Option<&Member> {
     let init = members
         .iter()
         .find(|member| member.is_init && member.kind == ContainerKind::Container);

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::kafka::KafkaSink;
-use super::nats::NatsSink;
+use super::access::{FileError, KafkaAccess, NatsAccess, Tls};
+use super::kafka::{self, KafkaSink};
+use super::nats::{self, NatsSink};
 use super::stdout::StdoutSink;
-use super::{Sink, SinkError, TopicSettings};
+use super::{Sink, SinkError, TopicSettings, tls};
 
 /// Longest address of a bus, in bytes.
 const BUS_URL_BYTES_MAX: usize = 4_096;
@@ -71,21 +72,102 @@ impl fmt::Display for BusUrl {
     }
 }
 
+/// A bus and all that a client of it needs.
+#[derive(Clone, Debug)]
+pub enum Bus {
+    /// JSON lines on standard output.
+    Stdout,
+    /// Kafka.
+    Kafka(KafkaAccess),
+    /// NATS with JetStream.
+    Nats(NatsAccess),
+}
+
+impl Bus {
+    /// Its address.
+    pub fn url(&self) -> BusUrl {
+        match self {
+            Self::Stdout => BusUrl::Stdout,
+            Self::Kafka(access) => BusUrl::Kafka(access.servers.clone()),
+            Self::Nats(access) => BusUrl::Nats(access.servers.clone()),
+        }
+    }
+
+    /// Looks at the files with certificates and secrets, and at librdkafka's settings; connects to nothing.
+    ///
+    /// # Errors
+    /// [`SinkError::File`] for the first file that is of no use, [`SinkError::Misconfigured`] for a setting that
+    /// librdkafka does not take.
+    pub fn check(&self) -> Result<(), SinkError> {
+        match self {
+            Self::Stdout => Ok(()),
+            Self::Kafka(access) => {
+                check_tls(access.tls.as_ref())?;
+                kafka::check(access)
+            }
+            Self::Nats(access) => {
+                check_tls(access.tls.as_ref())?;
+                nats::check(access)
+            }
+        }
+    }
+
+    /// What goes over the network so that whoever listens can read it, and what to do; `None` where nothing does.
+    pub fn in_the_clear(&self) -> Option<&'static str> {
+        match self {
+            Self::Kafka(access) if access.tls.is_none() && access.sasl.is_some() => Some(
+                "messages, and with PLAIN the password, go to kafka in the clear: set `tls.enabled`",
+            ),
+            Self::Nats(access) if access.tls.is_none() && access.login.is_some() => Some(
+                "messages, and a password or token, go to nats in the clear unless it insists on TLS: set `tls.enabled`",
+            ),
+            Self::Stdout | Self::Kafka(_) | Self::Nats(_) => None,
+        }
+    }
+}
+
+fn check_tls(settings: Option<&Tls>) -> Result<(), FileError> {
+    settings.map_or(Ok(()), tls::check)
+}
+
+impl fmt::Display for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url().fmt(f)
+    }
+}
+
+/// The bus without TLS and without a user.
+impl From<&BusUrl> for Bus {
+    fn from(url: &BusUrl) -> Self {
+        match url {
+            BusUrl::Stdout => Self::Stdout,
+            BusUrl::Kafka(servers) => Self::Kafka(servers.into()),
+            BusUrl::Nats(servers) => Self::Nats(servers.into()),
+        }
+    }
+}
+
+impl From<&Bus> for Bus {
+    fn from(bus: &Bus) -> Self {
+        bus.clone()
+    }
+}
+
 /// Makes the sink for a bus; nothing is connected before [`Sink::prepare`]. `client_id` is the name that the
 /// bus sees, by convention `quaymaster-<host>`.
 ///
 /// # Errors
 /// [`SinkError::Misconfigured`] where the topics' settings cannot be ([`TopicSettings::check`]).
 pub fn open(
-    bus: &BusUrl,
+    bus: impl Into<Bus>,
     topics: &TopicSettings,
     client_id: &str,
 ) -> Result<Box<dyn Sink>, SinkError> {
     topics.check()?;
-    Ok(match bus {
-        BusUrl::Stdout => Box::new(StdoutSink::new(topics)),
-        BusUrl::Kafka(servers) => Box::new(KafkaSink::new(servers, topics, client_id)),
-        BusUrl::Nats(servers) => Box::new(NatsSink::new(servers, topics, client_id)),
+    Ok(match bus.into() {
+        Bus::Stdout => Box::new(StdoutSink::new(topics)),
+        Bus::Kafka(access) => Box::new(KafkaSink::new(&access, topics, client_id)),
+        Bus::Nats(access) => Box::new(NatsSink::new(&access, topics, client_id)),
     })
 }
 

@@ -4,6 +4,7 @@
 //! by the bus, or rejected for what the message is. It retries for as long as it takes; no retry gives up on
 //! time. What was handed over and not reported when the process dies is handed over again by the next one.
 
+pub mod access;
 mod bus;
 mod cloudevents;
 pub mod kafka;
@@ -11,9 +12,11 @@ pub mod nats;
 pub mod publisher;
 mod reap;
 mod report;
+pub mod snapshot;
 pub mod stdout;
+mod tls;
 
-pub use bus::{BusUrl, BusUrlError, open};
+pub use bus::{Bus, BusUrl, BusUrlError, open};
 pub use reap::Reaped;
 
 use std::sync::Arc;
@@ -34,6 +37,17 @@ pub const TOPIC_PREFIX_BYTES_MAX: usize = 200;
 /// How long messages stay on the bus: deltas, and as a backstop (design §3) the compacted topics.
 pub const RETENTION: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3_600);
 
+/// How long snapshots of processes and ports stay: each of them makes the one before worthless.
+pub const SNAPSHOT_RETENTION: std::time::Duration = std::time::Duration::from_secs(24 * 3_600);
+
+/// How long the messages of a topic stay on the bus.
+pub fn retention(topic: Topic) -> std::time::Duration {
+    match topic {
+        Topic::Deltas | Topic::Records | Topic::Pns | Topic::Status => RETENTION,
+        Topic::Processes | Topic::Ports => SNAPSHOT_RETENTION,
+    }
+}
+
 /// One message on its way out. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {
@@ -44,7 +58,7 @@ pub struct Outgoing {
     pub topic: Topic,
     /// The host, first part of every key.
     pub host_id: Arc<str>,
-    /// What follows the host in the key: container id, namespace number, or empty.
+    /// What follows the host in the key: container id, namespace number, pid, socket, or empty.
     pub item: Arc<str>,
     /// The delta's op, last token of its NATS subject; empty for state messages.
     pub op: Arc<str>,
@@ -87,6 +101,13 @@ pub enum Outcome {
     Acked(Position),
     /// The bus refuses it for what it is: too large, invalid.
     Rejected(String),
+    /// The bus refuses the delta for what it is, and has the `gap` of [`crate::wire::quarantine_gap`] in its place.
+    Replaced {
+        /// Why it refuses the delta.
+        reason: String,
+        /// Where it has the gap.
+        position: Position,
+    },
 }
 
 /// One message's end.
@@ -129,6 +150,8 @@ pub struct TopicSettings {
     pub replication: i32,
     /// Who makes them.
     pub manage: ManageTopics,
+    /// Which of them are used, and so made and checked.
+    pub used: Vec<Topic>,
 }
 
 impl TopicSettings {
@@ -181,6 +204,7 @@ impl Default for TopicSettings {
             partitions: 12,
             replication: -1,
             manage: ManageTopics::Create,
+            used: Topic::ALL.to_vec(),
         }
     }
 }
@@ -203,6 +227,35 @@ pub enum SinkError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+    /// The bus is there and does not let us in: a wrong password, a right that is missing.
+    #[error("{message}")]
+    Denied {
+        /// Where, what it says, and what to do.
+        message: String,
+    },
+    /// A certificate, the bus's or ours, is not believed.
+    #[error("{message}")]
+    Untrusted {
+        /// Whose, why, and what to do.
+        message: String,
+    },
+    /// A file with a certificate or a secret is of no use.
+    #[error(transparent)]
+    File(#[from] access::FileError),
+}
+
+impl SinkError {
+    /// Whether it may heal without a setting being changed, so that whoever runs for long tries again: a bus that
+    /// comes back, a certificate that is renewed, a password that is set anew in its file.
+    pub fn may_heal(&self) -> bool {
+        match self {
+            Self::Misconfigured { .. } => false,
+            Self::Unavailable { .. }
+            | Self::Denied { .. }
+            | Self::Untrusted { .. }
+            | Self::File(_) => true,
+        }
+    }
 }
 
 /// One bus.
@@ -211,7 +264,7 @@ pub trait Sink: Send + 'static {
     /// Connects, and creates or checks the topics.
     ///
     /// # Errors
-    /// [`SinkError::Misconfigured`] ends the program; [`SinkError::Unavailable`] is tried again by the caller.
+    /// One that [may heal](SinkError::may_heal) is tried again by the caller; another one ends the program.
     /// It may be dropped midway.
     async fn prepare(&mut self) -> Result<(), SinkError>;
 

@@ -146,8 +146,8 @@ async fn prepare(
                 });
                 return Ok(());
             }
-            Err(error @ SinkError::Misconfigured { .. }) => return Err(error),
-            Err(error @ SinkError::Unavailable { .. }) => {
+            Err(error) if !error.may_heal() => return Err(error),
+            Err(error) => {
                 let error = telemetry::chain(&error);
                 tracing::warn!(%error, "the bus is not there yet; messages wait in the outbox");
                 health.send_replace(SinkHealth { up: false, error });

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsFd as _;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -33,7 +34,14 @@ const RETRY_LONGEST: Duration = Duration::from_secs(2);
 pub struct StdoutSink {
     topics: TopicSettings,
     writer: Option<Box<dyn Write + Send>>,
+    turn: Turn,
 }
+
+/// Whose turn it is to write a batch: two sinks on one stdout must not mix their lines.
+type Turn = Arc<Mutex<()>>;
+
+/// The turn on the process's own standard output.
+static STDOUT_TURN: LazyLock<Turn> = LazyLock::new(Turn::default);
 
 /// One line.
 #[derive(Serialize)]
@@ -55,6 +63,7 @@ impl StdoutSink {
         Self {
             topics: topics.clone(),
             writer: None,
+            turn: Arc::clone(&STDOUT_TURN),
         }
     }
 
@@ -63,6 +72,7 @@ impl StdoutSink {
         Self {
             topics: topics.clone(),
             writer: Some(writer),
+            turn: Turn::default(),
         }
     }
 }
@@ -96,7 +106,7 @@ impl Sink for StdoutSink {
         let Some(writer) = self.writer.take() else {
             return Ok(());
         };
-        let batches = start_writer(writer)?;
+        let batches = start_writer(writer, Arc::clone(&self.turn))?;
         let health = HealthTeller::new(health, "stdout");
         let mut reporter = Reporter::new(reports);
         let mut messages = Vec::with_capacity(BATCH_MAX);
@@ -203,12 +213,20 @@ async fn write(batches: &mpsc::Sender<Batch>, bytes: Vec<u8>) -> io::Result<()> 
 }
 
 /// Starts the thread that writes; it ends with the returned sender.
-fn start_writer(mut writer: Box<dyn Write + Send>) -> Result<mpsc::Sender<Batch>, SinkError> {
+fn start_writer(
+    mut writer: Box<dyn Write + Send>,
+    turn: Turn,
+) -> Result<mpsc::Sender<Batch>, SinkError> {
     let (sender, mut batches) = mpsc::channel::<Batch>(1);
     thread::Builder::new()
         .name("sink-stdout".to_owned())
         .spawn(move || {
             while let Some(batch) = batches.blocking_recv() {
+                let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                if batch.done.is_closed() {
+                    // The sink was stopped while another one wrote.
+                    continue;
+                }
                 let result = write_whole(&mut *writer, &batch.bytes, || batch.done.is_closed());
                 // Nobody waits any more: the sink was stopped.
                 let _ = batch.done.send(result);
@@ -236,7 +254,8 @@ fn write_whole(
                 backoff.reset();
             }
             Err(error) if may_pass(&error) => {
-                if abandoned() {
+                // Half a line would spoil the next one, which may be another sink's.
+                if abandoned() && rest.len() == bytes.len() {
                     return Err(error);
                 }
                 if error.kind() == ErrorKind::StorageFull {

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Host, RECORD_DATA_TYPE, SCHEMA_VERSION};
 use crate::model::message::{Delta, Mapping, Member};
 use crate::model::record::{Fields, pns_text};
+use crate::outbox::Gap;
 
 /// A container's fields with those of the host and the message, all of them text.
 struct RecordFields<'a> {
@@ -38,7 +39,7 @@ impl Serialize for RecordFields<'_> {
 }
 
 /// A number as text.
-struct Text(u64);
+pub(super) struct Text(pub(super) u64);
 
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -171,7 +172,21 @@ pub(super) fn delta(host: &Host, delta: &Delta) -> Arc<[u8]> {
     })
 }
 
-pub(super) fn gap(host: &Host, seq_from: u64, seq: u64, reason: &str, now_ms: u64) -> Arc<[u8]> {
+/// What a delta says of whoever tells it.
+#[derive(Deserialize)]
+pub(super) struct Teller {
+    pub(super) host_name: String,
+    pub(super) boot_id: String,
+    pub(super) epoch: String,
+    pub(super) seq: u64,
+}
+
+/// Reads it from a delta's text; `None` where that is none of ours.
+pub(super) fn teller(delta: &[u8]) -> Option<Teller> {
+    serde_json::from_slice(delta).ok()
+}
+
+pub(super) fn gap(host: &Host, gap: &Gap, now_ms: u64) -> Arc<[u8]> {
     text(&DeltaJson {
         schema_version: SCHEMA_VERSION,
         op: "gap",
@@ -180,14 +195,14 @@ pub(super) fn gap(host: &Host, seq_from: u64, seq: u64, reason: &str, now_ms: u6
         boot_id: &host.boot_id,
         epoch: &host.epoch,
         previous_epoch: None,
-        seq_from: Some(seq_from),
-        seq,
+        seq_from: Some(gap.seq_from),
+        seq: gap.seq,
         ts_ms: now_ms,
         source: None,
         container: None,
         changed: Changed(&[]),
         before: Before(&[]),
-        reason,
+        reason: gap.reason,
     })
 }
 

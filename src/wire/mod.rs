@@ -4,6 +4,7 @@
 //! changes are additive.
 
 pub mod json;
+pub mod local;
 mod status;
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ pub use status::{OutboxStatus, ResyncStatus, RuntimeStatus, Status};
 
 use crate::model::Topic;
 use crate::model::message::{Message, Op};
+use crate::outbox::Gap;
 use crate::sink::Outgoing;
 
 /// The version of every value's schema.
@@ -127,22 +129,15 @@ impl Renderer {
     }
 
     /// Renders the `gap` that stands for deltas which were lost.
-    pub fn render_gap(
-        &self,
-        seq_from: u64,
-        seq: u64,
-        reason: &str,
-        row: u64,
-        now_ms: u64,
-    ) -> Outgoing {
+    pub fn render_gap(&self, gap: &Gap, now_ms: u64) -> Outgoing {
         Outgoing {
-            row,
+            row: gap.row,
             topic: Topic::Deltas,
             host_id: Arc::clone(&self.host.host_id),
             item: Arc::clone(&self.no_text),
             op: "gap".into(),
-            value: Some(json::gap(&self.host, seq_from, seq, reason, now_ms)),
-            ce_id: self.delta_id(seq),
+            value: Some(json::gap(&self.host, gap, now_ms)),
+            ce_id: self.delta_id(gap.seq),
             ce_type: "io.quaymaster.delta.v1",
             ce_source: Arc::clone(&self.ce_source),
             time_ms: signed(now_ms),
@@ -178,7 +173,7 @@ impl Renderer {
             item,
             op: Arc::clone(&self.no_text),
             value,
-            ce_id: format!("{}:{}:r{row}", self.host.host_id, self.host.epoch).into(),
+            ce_id: state_id(&self.host.host_id, &self.host.epoch, row),
             ce_type: ce_type(topic),
             ce_source: Arc::clone(&self.ce_source),
             time_ms: signed(time_ms),
@@ -190,8 +185,44 @@ impl Renderer {
     }
 
     fn delta_id(&self, seq: u64) -> Arc<str> {
-        format!("{}:{}:{seq}", self.host.host_id, self.host.epoch).into()
+        delta_id(&self.host.host_id, &self.host.epoch, seq)
     }
+}
+
+/// The `gap` that is sent in the place of a delta which the bus refuses for what it is: same row, same number,
+/// some hundred bytes. `None` for what is no delta, and for a gap.
+pub fn quarantine_gap(refused: &Outgoing, now_ms: u64) -> Option<Outgoing> {
+    if refused.topic != Topic::Deltas || &*refused.op == "gap" {
+        return None;
+    }
+    let teller = json::teller(refused.value.as_deref()?)?;
+    let host = Host {
+        host_id: Arc::clone(&refused.host_id),
+        host_name: teller.host_name.into(),
+        boot_id: teller.boot_id.into(),
+        epoch: teller.epoch.into(),
+    };
+    let gap = Gap {
+        seq_from: teller.seq,
+        seq: teller.seq,
+        row: refused.row,
+        reason: "quarantine",
+    };
+    Some(Outgoing {
+        op: "gap".into(),
+        value: Some(json::gap(&host, &gap, now_ms)),
+        ..refused.clone()
+    })
+}
+
+/// The CloudEvents id of a delta.
+pub fn delta_id(host_id: &str, epoch: &str, seq: u64) -> Arc<str> {
+    format!("{host_id}:{epoch}:{seq}").into()
+}
+
+/// The CloudEvents id of a state message, by its row in the outbox.
+pub fn state_id(host_id: &str, epoch: &str, row: u64) -> Arc<str> {
+    format!("{host_id}:{epoch}:r{row}").into()
 }
 
 /// The CloudEvents type of a topic's messages.
@@ -201,6 +232,8 @@ pub fn ce_type(topic: Topic) -> &'static str {
         Topic::Records => "io.quaymaster.record.v1",
         Topic::Pns => "io.quaymaster.mapping.v1",
         Topic::Status => "io.quaymaster.status.v1",
+        Topic::Processes => "io.quaymaster.process.v1",
+        Topic::Ports => "io.quaymaster.port.v1",
     }
 }
 
@@ -216,4 +249,44 @@ pub fn is_bare(op: Op) -> bool {
 
 fn signed(time_ms: u64) -> i64 {
     i64::try_from(time_ms).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delta_that_is_refused_has_a_small_gap_of_its_own_number_in_its_place() {
+        let labels = "x".repeat(100_000);
+        let value = format!(
+            r#"{{"schema_version":1,"op":"create","host_id":"h","host_name":"n\u00e9","boot_id":"b","epoch":"e","seq":42,
+            "container":{{"labels":"{labels}"}}}}"#
+        );
+        let refused = Outgoing {
+            row: 7,
+            topic: Topic::Deltas,
+            host_id: "h".into(),
+            item: "".into(),
+            op: "create".into(),
+            value: Some(value.into_bytes().into()),
+            ce_id: delta_id("h", "e", 42),
+            ce_type: ce_type(Topic::Deltas),
+            ce_source: ce_source("h"),
+            time_ms: 5,
+        };
+        let gap = quarantine_gap(&refused, 9).expect("a delta has one");
+        assert_eq!((gap.row, &*gap.op, &gap.ce_id), (7, "gap", &refused.ce_id));
+        let value = gap.value.as_deref().unwrap_or_default();
+        assert!(value.len() < 500);
+        let read: serde_json::Value = serde_json::from_slice(value).expect("it is JSON");
+        assert_eq!((&read["seq_from"], &read["seq"]), (&42.into(), &42.into()));
+        assert_eq!(read["reason"], "quarantine");
+        assert_eq!(read["host_name"], "né");
+        assert_eq!(quarantine_gap(&gap, 9), None);
+        let state = Outgoing {
+            topic: Topic::Records,
+            ..refused
+        };
+        assert_eq!(quarantine_gap(&state, 9), None);
+    }
 }

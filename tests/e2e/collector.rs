@@ -1,5 +1,6 @@
 //! The real binary, as a service manager runs it.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -19,6 +20,8 @@ pub(crate) struct Setup {
     bus: String,
     endpoints: Vec<String>,
     arguments: Vec<String>,
+    /// The binary, after what it is started through.
+    program: Vec<OsString>,
     /// Log lines at ERROR that a test expects, by a part of their text.
     pub(crate) expected_errors: Vec<String>,
 }
@@ -31,6 +34,7 @@ impl Setup {
             bus: bus.to_owned(),
             endpoints: endpoints.to_vec(),
             arguments: Vec::new(),
+            program: vec![env!("CARGO_BIN_EXE_quaymaster").into()],
             expected_errors: Vec::new(),
         }
     }
@@ -42,6 +46,17 @@ impl Setup {
         self
     }
 
+    /// Another binary, after what it is started through, such as `setpriv`, which ends by becoming it.
+    pub(crate) fn through(mut self, program: Vec<OsString>) -> Self {
+        self.program = program;
+        self
+    }
+
+    /// The folder of its state, its output and its log.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// What all its lives wrote to stdout.
     pub(crate) fn stdout(&self) -> PathBuf {
         self.dir.join("stdout")
@@ -49,7 +64,9 @@ impl Setup {
 
     /// Starts it. State, output and log go on where its last life left them.
     pub(crate) fn start(&self) -> Result<Collector<'_>> {
-        self.start_by(Command::new(env!("CARGO_BIN_EXE_quaymaster")))
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]);
+        self.start_by(command)
     }
 
     /// Starts it by a command that ends as `quaymaster` with the arguments that are added.

@@ -57,7 +57,20 @@ impl Bus {
         match self {
             Self::Stdout(path) => read_lines(path),
             Self::Kafka(address) => read_kafka(address),
-            Self::Nats(address) => read_nats(address),
+            Self::Nats(address) => read_nats(address, &TOPICS),
+        }
+    }
+
+    /// Everything of one topic of snapshots.
+    pub(crate) fn read_snapshots(&self, topic: &str) -> Result<Vec<Message>> {
+        match self {
+            Self::Stdout(path) => {
+                let mut lines = read_lines(path)?;
+                lines.retain(|message| message.topic == topic);
+                Ok(lines)
+            }
+            Self::Kafka(address) => read_topic(address, &format!("quaymaster.{topic}")),
+            Self::Nats(address) => read_nats(address, &[topic]),
         }
     }
 }
@@ -152,7 +165,7 @@ fn read_envelope(line: &str) -> Result<Message> {
     })
 }
 
-fn read_nats(address: &str) -> Result<Vec<Message>> {
+fn read_nats(address: &str, topics: &[&str]) -> Result<Vec<Message>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -162,9 +175,11 @@ fn read_nats(address: &str) -> Result<Vec<Message>> {
             .context("no NATS server answers")?;
         let jetstream = async_nats::jetstream::new(client);
         let mut messages = Vec::new();
-        for topic in TOPICS {
-            let stream = match topic {
-                "deltas" => "QUAYMASTER_DELTAS".to_owned(),
+        for topic in topics {
+            let stream = match *topic {
+                "deltas" | "processes" | "ports" => {
+                    format!("QUAYMASTER_{}", topic.to_uppercase())
+                }
                 table => format!("KV_quaymaster-{table}"),
             };
             messages.extend(read_stream(&jetstream, topic, &stream).await?);

@@ -36,6 +36,18 @@ pub(crate) fn fold(messages: &[Message]) -> Result<Folded> {
 }
 
 impl Folded {
+    /// Whether a container that came and went was told so: each step once, and nothing else but updates.
+    pub(crate) fn check_whole_life(&self, id: &str) -> Result<()> {
+        let story = self.stories.get(id);
+        let story = story.with_context(|| format!("nothing is told of {id}"))?;
+        let steps: Vec<_> = story.iter().filter(|op| *op != "update").collect();
+        ensure!(
+            steps == ["create", "start", "stop", "delete"],
+            "{id} is told as {story:?}"
+        );
+        Ok(())
+    }
+
     fn take(&mut self, delta: &Value) -> Result<()> {
         ensure!(delta["schema_version"] == 1, "another schema_version");
         ensure!(delta["host_id"] == HOST_ID, "another host_id");

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::collector::Setup;
 use crate::consume::{Bus, Message};
+use crate::contract;
 use crate::fold::{self, field};
 use crate::lab::Lab;
 use crate::wait::eventually;
@@ -155,6 +156,7 @@ impl Host {
             }
         }
         self.check_namespaces(&truth, &records, &messages)?;
+        contract::check_values(&messages)?;
         Ok(messages)
     }
 

@@ -26,16 +26,19 @@ impl Lab {
             .keep();
         let lab = Self { dir };
         let output = lab.call("up", components)?;
-        if output.status.success() {
-            return Ok(Some(lab));
-        }
-        let why = String::from_utf8_lossy(&output.stderr).into_owned();
-        let is_unavailable = output.status.code() == Some(EXIT_UNAVAILABLE);
-        if is_unavailable && !std::env::var("CI").is_ok_and(|ci| ci == "true") {
-            skipped(&format!("{components:?}: {why}"));
-            return Ok(None);
-        }
-        bail!("`lab up` of {components:?} failed: {why}");
+        let is_there = is_there(&output, &format!("`lab up` of {components:?}"))?;
+        Ok(is_there.then_some(lab))
+    }
+
+    /// With what Java runs a stream processor of `deploy/`; `None` as for [`Self::up`].
+    pub(crate) fn classpath(part: &str) -> Result<Option<String>> {
+        let output = Command::new(script("lab"))
+            .args(["classpath", part])
+            .output()
+            .context("failed to run tests/lab/lab")?;
+        let is_there = is_there(&output, &format!("`lab classpath {part}`"))?;
+        let text = String::from_utf8(output.stdout)?;
+        Ok(is_there.then(|| text.trim_end().to_owned()))
     }
 
     /// Ends components as their service manager would.
@@ -104,6 +107,58 @@ impl Drop for Lab {
         let _ = self.call("down", &[]);
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Gives a lab's docker what the image is built with. `false` as [`Lab::up`] has `None`.
+pub(crate) fn builder(lab: &Lab) -> Result<bool> {
+    is_there(&lab.call("builder", &[])?, "`lab builder`")
+}
+
+/// Renders and validates the manifests. `None` as [`Lab::up`].
+pub(crate) fn manifests() -> Result<Option<String>> {
+    check("manifests")
+}
+
+/// Reads the AsyncAPI document by its own parser. `None` as [`Lab::up`].
+pub(crate) fn asyncapi() -> Result<Option<String>> {
+    check("asyncapi")
+}
+
+/// What a program of `tests/lab` that checks something says when all is well.
+fn check(name: &str) -> Result<Option<String>> {
+    let output = Command::new(script(name)).stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("failed to run tests/lab/{name}"))?;
+    let is_there = is_there(&output, &format!("`tests/lab/{name}`"))?;
+    Ok(is_there.then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
+}
+
+/// Unpacks Debian's base system into an empty folder. `false` as [`Lab::up`] has `None`.
+pub(crate) fn rootfs(into: &Path) -> Result<bool> {
+    let mut command = Command::new(script("lab"));
+    let output = command
+        .arg("rootfs")
+        .arg(into)
+        .stdin(Stdio::null())
+        .output();
+    is_there(
+        &output.context("failed to run tests/lab/lab")?,
+        "`lab rootfs`",
+    )
+}
+
+/// Whether the lab had what it needed. What the machine lacks is told loudly, and is an error with `CI=true`.
+fn is_there(output: &Output, what: &str) -> Result<bool> {
+    if output.status.success() {
+        return Ok(true);
+    }
+    let why = String::from_utf8_lossy(&output.stderr);
+    let out = String::from_utf8_lossy(&output.stdout);
+    let is_unavailable = output.status.code() == Some(EXIT_UNAVAILABLE);
+    if is_unavailable && !std::env::var("CI").is_ok_and(|ci| ci == "true") {
+        skipped(&format!("{what}: {why}"));
+        return Ok(false);
+    }
+    bail!("{what} failed: {why}{out}");
 }
 
 /// A program of `tests/lab`.

@@ -1,6 +1,6 @@
 //! Runtimes that the distribution has: older, or of another make.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::fold::{self, field};
 use crate::host::{BusKind, Host};
@@ -45,14 +45,7 @@ fn lives_are_told(host: &Host, runtime_name: &str) -> Result<()> {
     docker.run_ending("failing", &[], &["sh", "-c", "exit 3"])?;
     let blink = docker.run_ending("blink", &["--rm"], &["true"])?;
     host.told("a short life", |messages| {
-        let stories = fold::fold(messages)?.stories;
-        let story = stories.get(&blink).context("nothing is told of it")?;
-        let story: Vec<_> = story.iter().filter(|op| *op != "update").collect();
-        ensure!(
-            story == ["create", "start", "stop", "delete"],
-            "told as {story:?}"
-        );
-        Ok(())
+        fold::fold(messages)?.check_whole_life(&blink)
     })?;
     let messages = host.converged("unpause, restart and an exit")?;
     let record = &fold::records(&messages)?[&web];

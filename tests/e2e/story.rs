@@ -133,16 +133,10 @@ fn containers_live_for_milliseconds(host: &Host) -> Result<Vec<String>> {
         );
     }
     host.told("three short lives", |messages| {
-        let stories = fold::fold(messages)?.stories;
-        for blink in &blinks {
-            let story = stories.get(blink).context("nothing is told of one")?;
-            let story: Vec<_> = story.iter().filter(|op| *op != "update").collect();
-            ensure!(
-                story == ["create", "start", "stop", "delete"],
-                "told as {story:?}"
-            );
-        }
-        Ok(())
+        let folded = fold::fold(messages)?;
+        blinks
+            .iter()
+            .try_for_each(|blink| folded.check_whole_life(blink))
     })?;
     host.converged("containers that lived for milliseconds")?;
     Ok(blinks)

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 /// How long anything may take that has been caused.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 /// How often a condition is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Looks until `condition` succeeds, and gives its value; after [`PATIENCE`] its last error.
 pub(crate) fn eventually<T>(what: &str, mut condition: impl FnMut() -> Result<T>) -> Result<T> {

@@ -73,6 +73,15 @@ impl Docker {
         self.call(&[&head[..], options, &[BUSYBOX], command].concat())
     }
 
+    /// Runs a container that ends at once, and waits until it is removed; its id.
+    pub(crate) fn run_to_its_end(&self, name: &str) -> Result<String> {
+        let file = self.config.join(format!("{name}.id"));
+        let file = file.to_str().context("a path is not UTF-8")?;
+        let head = ["run", "--rm", "--network", "none", "--cidfile", file];
+        self.call(&[&head[..], &["--name", name, BUSYBOX, "true"]].concat())?;
+        std::fs::read_to_string(file).with_context(|| format!("no id in `{file}`"))
+    }
+
     /// All containers, by id.
     pub(crate) fn containers(&self) -> Result<BTreeMap<String, Seen>> {
         let lines = self.call(&[
@@ -136,6 +145,18 @@ impl Cri {
     /// Runs a container that stays in a pod; its id.
     pub(crate) fn run_staying(&self, pod: &str, name: &str) -> Result<String> {
         self.call(&["run", pod, name])
+    }
+
+    /// Runs containers in a pod, one after another; each ends at once, and is removed. Their ids.
+    pub(crate) fn lives(&self, pod: &str, name: &str, count: usize) -> Result<Vec<String>> {
+        let mut ids = Vec::new();
+        for number in 0..count {
+            let name = format!("{name}-{number}");
+            let id = self.call(&["run", pod, &name, "--", "/bin/true"])?;
+            self.call(&["rm", &id])?;
+            ids.push(id);
+        }
+        Ok(ids)
     }
 
     /// All containers and sandboxes, by id.

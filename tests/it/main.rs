@@ -10,6 +10,7 @@ mod cri;
 mod discover;
 mod docker;
 mod http;
+mod local;
 mod schema;
 
 use std::time::Duration;

@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use quaymaster::cli::schema::Schema;
+use quaymaster::local::ports::{PortRow, Protocol};
+use quaymaster::local::scan::ProcessRow;
 use quaymaster::model::message::{Delta, Mapping, Member, Message, Op, Origin, RuntimeSource};
 use quaymaster::model::record::{Fields, ProcessFacts};
 use quaymaster::model::{Container, ContainerKind, Pod, RuntimeType, State};
 use quaymaster::sink::Outgoing;
+use quaymaster::wire::local::Snapshot;
 use quaymaster::wire::{
     Host, OutboxStatus, Refresh, Renderer, ResyncStatus, RuntimeStatus, Status,
 };
@@ -239,7 +242,15 @@ fn messages() -> anyhow::Result<Vec<(String, Schema, Value)>> {
         let value = value_of(&renderer.render(&message, 1, NOW_MS))?;
         all.push((format!("delta {}", op.as_str()), Schema::Delta, value));
     }
-    let gap = renderer.render_gap(4, 7, "overflow", 1, NOW_MS);
+    let gap = renderer.render_gap(
+        &quaymaster::outbox::Gap {
+            seq_from: 4,
+            seq: 7,
+            row: 1,
+            reason: "overflow",
+        },
+        NOW_MS,
+    );
     all.push(("delta gap".to_owned(), Schema::Delta, value_of(&gap)?));
     for fields in [bare, full] {
         let message = Message::Record {
@@ -259,7 +270,62 @@ fn messages() -> anyhow::Result<Vec<(String, Schema, Value)>> {
         let value = value_of(&renderer.render_status(&status, 1, NOW_MS))?;
         all.push(("status".to_owned(), Schema::Status, value));
     }
+    for (what, schema, value) in snapshots() {
+        all.push((what.to_owned(), schema, serde_json::from_slice(&value)?));
+    }
     Ok(all)
+}
+
+/// Processes and sockets of which everything is known, and nothing that need not be.
+fn snapshots() -> [(&'static str, Schema, Arc<[u8]>); 4] {
+    let snapshot = Snapshot::new(renderer().host().clone(), NOW_MS);
+    let process = ProcessRow {
+        pid: 4_711,
+        ppid: 1,
+        ns_pid: Some(1),
+        exe: "/usr/bin/a\nb".to_owned(),
+        cmdline: "a \u{1b}[2J \u{fffd}".to_owned(),
+        uid: Some(0),
+        gid: Some(u32::MAX),
+        comm: ")".to_owned(),
+        state: 'S',
+        session: 4_711,
+        tty: "pts/1".to_owned(),
+        start_ticks: 17,
+        started_at_ms: NOW_MS,
+        pns_inode: Some(4_026_532_448),
+        mnt_ns: Some(4_026_532_449),
+        net_ns: None,
+    };
+    let zombie = ProcessRow {
+        pid: 7,
+        state: 'Z',
+        ..ProcessRow::default()
+    };
+    let port = PortRow {
+        protocol: Protocol::Udp6,
+        address: std::net::Ipv6Addr::LOCALHOST.into(),
+        port: 53,
+        uid: 0,
+        inode: u64::MAX,
+        net_ns: 4_026_531_840,
+        pid: None,
+    };
+    let container = full_container();
+    [
+        (
+            "process",
+            Schema::Process,
+            snapshot.process(&process, Some(&container)),
+        ),
+        ("zombie", Schema::Process, snapshot.process(&zombie, None)),
+        (
+            "port",
+            Schema::Port,
+            snapshot.port(&port, Some(&process), Some(&container)),
+        ),
+        ("bare port", Schema::Port, snapshot.port(&port, None, None)),
+    ]
 }
 
 fn validator(schema: Schema) -> anyhow::Result<jsonschema::Validator> {
@@ -334,6 +400,39 @@ fn the_fields_of_a_record_and_of_a_delta_are_the_same() -> anyhow::Result<()> {
 }
 
 #[test]
+fn the_fields_of_snapshots_are_all_described_and_required() -> anyhow::Result<()> {
+    let snapshots = messages()?;
+    let of_snapshots = snapshots
+        .iter()
+        .filter(|(_, schema, _)| matches!(schema, Schema::Process | Schema::Port));
+    let mut count = 0;
+    for (what, schema, value) in of_snapshots {
+        let fields = value["fields"]
+            .as_object()
+            .context("fields are an object")?;
+        let text: Value = serde_json::from_str(schema.text())?;
+        let described = text["properties"]["fields"]["properties"].as_object();
+        assert_eq!(
+            Some(fields.len()),
+            described.map(serde_json::Map::len),
+            "{what}"
+        );
+        for (key, field) in fields {
+            assert!(field.is_string(), "{what}: {key} is text");
+            let mut lacking = value.clone();
+            lacking["fields"].as_object_mut().map(|it| it.remove(key));
+            assert!(
+                !errors(*schema, &lacking)?.is_empty(),
+                "{what} without {key}"
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 80, "{count} fields were looked at");
+    Ok(())
+}
+
+#[test]
 fn what_breaks_the_contract_is_found() -> anyhow::Result<()> {
     let all = messages()?;
     let of = |name: &str| {
@@ -354,6 +453,11 @@ fn what_breaks_the_contract_is_found() -> anyhow::Result<()> {
         ("delta start", "/seq", json!("42")),
         ("delta start", "/source/origin", json!("rumour")),
         ("delta gap", "/reason", json!("")),
+        ("process", "/fields/pid", json!(4_711)),
+        ("process", "/fields/pid_ns", json!("net:[1]")),
+        ("process", "/data_type", json!(5_056)),
+        ("port", "/fields/proto", json!("sctp")),
+        ("port", "/fields/port", json!("")),
     ] {
         let (schema, mut value) = of(name).context("it is one of the messages")?;
         let target = value.pointer_mut(pointer).context("the field is there")?;

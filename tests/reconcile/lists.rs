@@ -210,6 +210,20 @@ fn lost_deltas_are_followed_by_a_snapshot() {
 }
 
 #[test]
+fn a_bus_that_lost_its_data_has_every_record_and_mapping_again() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+    script.run_docker(2, 101, 501);
+
+    let effects = script.tell(Observation::StateDue);
+
+    assert!(script.ops().is_empty(), "deltas have a tail of their own");
+    assert_eq!(script.mappings().len(), 2);
+    let is_record = |effect: &&Effect| matches!(effect, Effect::Publish(Message::Record { .. }));
+    assert_eq!(effects.iter().filter(is_record).count(), 2);
+}
+
+#[test]
 fn a_reboot_ends_the_mappings_first_and_owes_the_stops() {
     let mut script = Script::watching_docker();
     script.run_docker(1, 100, 500);

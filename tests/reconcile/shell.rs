@@ -853,6 +853,7 @@ fn tokens_in(observation: &Observation) -> Vec<FdToken> {
         | Observation::MappingAcked { .. }
         | Observation::TombstoneAcked { .. }
         | Observation::SnapshotDue
+        | Observation::StateDue
         | Observation::ResyncDue
         | Observation::ListDue { .. }
         | Observation::Tick => None,

@@ -83,7 +83,9 @@ impl Driven {
                 .with_context(|| format!("after {} of {count}", rows.len()))?;
             match report.outcome {
                 Outcome::Acked(_) => rows.push(report.row),
-                Outcome::Rejected(reason) => bail!("row {} was rejected: {reason}", report.row),
+                Outcome::Rejected(reason) | Outcome::Replaced { reason, .. } => {
+                    bail!("row {} was rejected: {reason}", report.row)
+                }
             }
         }
         Ok(rows)

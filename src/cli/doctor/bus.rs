@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Finding;
 use crate::cli::chain;
 use crate::config::Config;
-use crate::sink::{BusUrl, ManageTopics, SinkError, TopicSettings, open};
+use crate::sink::{Bus, ManageTopics, SinkError, TopicSettings, open};
 
 /// How long the bus may take for each question.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -14,7 +14,7 @@ const CLIENT_ID: &str = "quaymaster-doctor";
 
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
     let bus = &config.bus;
-    if *bus == BusUrl::Stdout {
+    if matches!(bus, Bus::Stdout) {
         let remedy = "give a kafka:// or nats:// bus where others are to read";
         return vec![Finding::limited("bus", "stdout: nothing is sent", remedy)];
     }
@@ -22,7 +22,11 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
         let remedy = "start it, or name another with `--bus`; look at its address, its port and the firewall";
         return vec![Finding::unwell("bus", error.text(), remedy)];
     }
-    let mut findings = vec![Finding::well("bus", format!("{bus} answers"))];
+    let answers = format!("{bus} answers");
+    let mut findings = vec![match bus.in_the_clear() {
+        Some(why) => Finding::limited("bus", answers, why),
+        None => Finding::well("bus", answers),
+    }];
     if config.topics.manage == ManageTopics::Off {
         let found = "not looked at: topics.manage is `off`";
         findings.push(Finding::well("topics", found));
@@ -66,7 +70,12 @@ async fn ask(config: &Config, manage: ManageTopics) -> Result<(), Wrong> {
     match tokio::time::timeout(PATIENCE, asking).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error @ SinkError::Misconfigured { .. })) => Err(Wrong::Topics(chain(&error))),
-        Ok(Err(error @ SinkError::Unavailable { .. })) => Err(Wrong::Away(chain(&error))),
+        Ok(Err(
+            error @ (SinkError::Unavailable { .. }
+            | SinkError::Denied { .. }
+            | SinkError::Untrusted { .. }
+            | SinkError::File(_)),
+        )) => Err(Wrong::Away(chain(&error))),
         Err(_) => Err(Wrong::Away(format!(
             "{} does not answer within {} s",
             config.bus,

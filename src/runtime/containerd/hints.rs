@@ -108,7 +108,7 @@ fn take(envelope: &Envelope, cri: Option<&SourceId>, uid: u32, context: &WatchCo
 }
 
 /// The container and the pid of a `/tasks/create`; `None` where either is missing or no id.
-fn created_task(envelope: &Envelope, claims: &Claims) -> Option<(ContainerId, u32)> {
+pub(super) fn created_task(envelope: &Envelope, claims: &Claims) -> Option<(ContainerId, u32)> {
     let event = envelope.event.as_ref()?;
     let task = TaskCreate::decode(event.value.as_slice()).ok()?;
     let id = claims.key(&envelope.namespace, &task.container_id)?;

@@ -8,6 +8,8 @@
 //! [`RuntimeClient`]: super::RuntimeClient
 
 mod client;
+#[cfg(test)]
+mod fuzz;
 mod hints;
 mod normalise;
 pub mod tasks;

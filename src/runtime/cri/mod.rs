@@ -4,6 +4,8 @@
 
 mod client;
 mod events;
+#[cfg(test)]
+mod fuzz;
 mod info;
 mod normalise;
 mod pods;

@@ -116,14 +116,14 @@ impl Reader {
 }
 
 /// `Ok(None)` for a line that is understood and no concern of ours.
-fn parse_line(line: &[u8]) -> Result<Option<RuntimeEvent>, BoxError> {
+pub(super) fn parse_line(line: &[u8]) -> Result<Option<RuntimeEvent>, BoxError> {
     let event: Event = serde_json::from_str(&String::from_utf8_lossy(line))?;
     Ok(normalise::event(&event)?)
 }
 
 /// Cuts chunks into lines.
 #[derive(Debug, Default)]
-struct Lines {
+pub(super) struct Lines {
     partial: Vec<u8>,
     overflowing: bool,
 }
@@ -131,10 +131,10 @@ struct Lines {
 /// A line that passes the limit; its text is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an event is longer than {LINE_BYTES_MAX} bytes")]
-struct LineTooLong;
+pub(super) struct LineTooLong;
 
 impl Lines {
-    fn push(&mut self, chunk: &[u8]) -> Vec<Result<Vec<u8>, LineTooLong>> {
+    pub(super) fn push(&mut self, chunk: &[u8]) -> Vec<Result<Vec<u8>, LineTooLong>> {
         let mut found = Vec::new();
         let mut pieces = chunk.split(|byte| *byte == b'\n').peekable();
         while let Some(piece) = pieces.next() {
@@ -146,7 +146,7 @@ impl Lines {
         found
     }
 
-    fn finish(&mut self) -> Vec<Result<Vec<u8>, LineTooLong>> {
+    pub(super) fn finish(&mut self) -> Vec<Result<Vec<u8>, LineTooLong>> {
         self.close().into_iter().collect()
     }
 

@@ -7,6 +7,8 @@
 mod client;
 mod events;
 mod exit_labels;
+#[cfg(test)]
+mod fuzz;
 mod http;
 mod normalise;
 mod wire;

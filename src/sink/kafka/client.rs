@@ -12,6 +12,7 @@ use rdkafka::producer::{ProducerContext, ThreadedProducer};
 use tokio::sync::mpsc;
 
 use crate::sink::Position;
+use crate::sink::access::{FileError, KafkaAccess, Tls, expose};
 
 /// The same kind of line of librdkafka is logged once in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(30);
@@ -45,11 +46,17 @@ pub(super) enum Notice {
 
 pub(super) type Producer = ThreadedProducer<Context>;
 
-/// The settings that every client of ours has.
-pub(super) fn base_config(servers: &[String], client_id: &str) -> ClientConfig {
+/// The settings that every client of ours has. Files with secrets are read at each call.
+///
+/// # Errors
+/// Where such a file is of no use.
+pub(super) fn base_config(
+    access: &KafkaAccess,
+    client_id: &str,
+) -> Result<ClientConfig, FileError> {
     let mut config = ClientConfig::new();
     config
-        .set("bootstrap.servers", servers.join(","))
+        .set("bootstrap.servers", access.servers.join(","))
         .set("client.id", client_id)
         .set("allow.auto.create.topics", "false")
         .set("socket.keepalive.enable", "true")
@@ -59,7 +66,46 @@ pub(super) fn base_config(servers: &[String], client_id: &str) -> ClientConfig {
         .set("socket.timeout.ms", "10000")
         .set("socket.connection.setup.timeout.ms", "5000")
         .set_log_level(RDKafkaLogLevel::Info);
+    for (name, value) in &access.librdkafka {
+        config.set(name, value);
+    }
+    let protocol = match (&access.tls, &access.sasl) {
+        (None, None) => "plaintext",
+        (Some(_), None) => "ssl",
+        (None, Some(_)) => "sasl_plaintext",
+        (Some(_), Some(_)) => "sasl_ssl",
+    };
+    config.set("security.protocol", protocol);
+    if let Some(tls) = &access.tls {
+        set_tls(&mut config, tls)?;
+    }
+    if let Some(sasl) = &access.sasl {
+        let password = sasl.password.read()?;
+        config
+            .set("sasl.mechanism", sasl.mechanism.as_str())
+            .set("sasl.username", &sasl.username)
+            .set("sasl.password", expose(&password));
+    }
+    Ok(config)
+}
+
+fn set_tls(config: &mut ClientConfig, tls: &Tls) -> Result<(), FileError> {
+    // librdkafka's defaults, said aloud: a broker that is not who it says is refused.
     config
+        .set("enable.ssl.certificate.verification", "true")
+        .set("ssl.endpoint.identification.algorithm", "https");
+    if let Some(ca) = &tls.ca {
+        config.set("ssl.ca.location", ca.text());
+    }
+    if let Some(identity) = &tls.identity {
+        config
+            .set("ssl.certificate.location", identity.cert.text())
+            .set("ssl.key.location", identity.key.text());
+        if let Some(password) = &identity.key_password {
+            config.set("ssl.key.password", expose(&password.read()?));
+        }
+    }
+    Ok(())
 }
 
 /// Makes a producer and the receiver of its notices. It connects in the background.
@@ -72,15 +118,19 @@ pub(super) fn open_producer(
 ) -> Result<(Producer, mpsc::UnboundedReceiver<Notice>), KafkaError> {
     let (notices, receiver) = mpsc::unbounded_channel();
     let mut config = base.clone();
+    // Batches form by themselves while a request is on its way; an idle bus gets a message at once.
+    set_unless_set(&mut config, ["linger.ms", "queue.buffering.max.ms"], "0");
+    set_unless_set(
+        &mut config,
+        ["compression.type", "compression.codec"],
+        "lz4",
+    );
     config
         .set("enable.idempotence", "true")
         .set("enable.gapless.guarantee", "true")
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
         .set("message.timeout.ms", "0")
-        // Batches form by themselves while a request is on its way; an idle bus gets a message at once.
-        .set("linger.ms", "0")
-        .set("compression.type", "lz4")
         .set("batch.size", batch_bytes.to_string())
         .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX);
     let producer = Producer::from_config_and_context(
@@ -91,6 +141,13 @@ pub(super) fn open_producer(
         },
     )?;
     Ok((producer, receiver))
+}
+
+/// Sets a default of ours, where it is set by neither of its two names.
+fn set_unless_set(config: &mut ClientConfig, names: [&str; 2], value: &str) {
+    if names.iter().all(|name| config.get(name).is_none()) {
+        config.set(names[0], value);
+    }
 }
 
 /// Receives what librdkafka's threads say.

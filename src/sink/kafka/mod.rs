@@ -1,6 +1,7 @@
 //! The Kafka sink: one ordered, idempotent sender.
 //!
-//! - [`sender`] decides what is sent when; [`client`] is librdkafka as we set it up; [`errors`] classifies;
+//! - [`sender`] decides what is sent when; [`client`] is librdkafka as we set it up, [`settings`] what may be set
+//!   besides; [`errors`] classifies, [`trouble`] finds out why a cluster does not let us in;
 //!   [`stamps`] picks timestamps; [`topics`] creates and checks topics.
 //! - Messages of one partition are appended in the order in which they came, first appearances at least:
 //!   librdkafka's idempotence keeps it while a producer lives (`enable.gapless.guarantee` kills the producer
@@ -12,30 +13,34 @@ mod client;
 mod errors;
 mod reap;
 mod sender;
+pub mod settings;
 mod stamps;
 pub mod topics;
+mod trouble;
 
 pub use self::reap::reap;
+pub(super) use self::settings::check;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::access::KafkaAccess;
 use super::report::{HealthTeller, Reporter};
 use super::{Outgoing, Report, Sink, SinkError, SinkHealth, TopicSettings};
 
 /// Kafka.
 pub struct KafkaSink {
-    servers: Vec<String>,
+    access: KafkaAccess,
     topics: TopicSettings,
     client_id: String,
 }
 
 impl KafkaSink {
-    /// A sink for the cluster behind `servers` (`HOST:PORT` each). Nothing is connected yet.
-    pub fn new(servers: &[String], topics: &TopicSettings, client_id: &str) -> Self {
+    /// A sink for a cluster. Nothing is connected yet.
+    pub fn new(access: impl Into<KafkaAccess>, topics: &TopicSettings, client_id: &str) -> Self {
         Self {
-            servers: servers.to_vec(),
+            access: access.into(),
             topics: topics.clone(),
             client_id: client_id.to_owned(),
         }
@@ -46,7 +51,7 @@ impl KafkaSink {
 impl Sink for KafkaSink {
     /// Dropped midway, a topic may have been created or not; a later call finds out.
     async fn prepare(&mut self) -> Result<(), SinkError> {
-        topics::Admin::new(&self.servers, &self.client_id)?
+        topics::Admin::new(&self.access, &self.client_id)?
             .prepare(&self.topics)
             .await
     }
@@ -59,7 +64,8 @@ impl Sink for KafkaSink {
         stop: CancellationToken,
     ) -> Result<(), SinkError> {
         sender::Sender::new(
-            client::base_config(&self.servers, &self.client_id),
+            self.access,
+            self.client_id,
             &self.topics,
             Reporter::new(reports),
             HealthTeller::new(health, "kafka"),

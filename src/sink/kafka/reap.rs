@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::client::{self, BATCH_BYTES_MAX, Notice, Producer};
 use super::errors::{Class, classify};
 use crate::model::Topic;
+use crate::sink::access::KafkaAccess;
 use crate::sink::reap::{CE_TYPE, READ_MAX, REAP_MAX, Reaped, is_expired};
 use crate::sink::{SinkError, TopicSettings};
 
@@ -39,15 +40,16 @@ const IN_FLIGHT_MAX: usize = 1_000;
 /// # Errors
 /// [`SinkError::Unavailable`] where the cluster does not answer or does not take the tombstones.
 pub async fn reap(
-    servers: &[String],
+    access: impl Into<KafkaAccess>,
     settings: &TopicSettings,
     client_id: &str,
     before_ms: i64,
 ) -> Result<Vec<Reaped>, SinkError> {
+    let access = access.into();
     let mut all = Vec::new();
     for topic in [Topic::Records, Topic::Pns, Topic::Status] {
         let name = settings.topic_name(topic);
-        let mut config = client::base_config(servers, client_id);
+        let mut config = client::base_config(&access, client_id)?;
         let reading = {
             let name = name.clone();
             config
@@ -63,7 +65,7 @@ pub async fn reap(
         };
         let tombstoned = keys.len() as u64;
         if !keys.is_empty() {
-            let config = client::base_config(servers, client_id);
+            let config = client::base_config(&access, client_id)?;
             let tried = || format!("failed to start a producer for the topic `{name}`");
             let (producer, notices) = client::open_producer(&config, BATCH_BYTES_MAX)
                 .map_err(|source| unavailable(tried(), source))?;

@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rdkafka::config::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
@@ -25,6 +24,7 @@ use super::client::{self, BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Pr
 use super::errors::{Class, classify};
 use super::stamps::{Stamp, Stamps};
 use crate::backoff::Backoff;
+use crate::sink::access::KafkaAccess;
 use crate::sink::cloudevents;
 use crate::sink::report::{Abandoned, HealthTeller, Reporter};
 use crate::sink::{IN_FLIGHT_MAX, Outcome, Outgoing, Position, SinkError, TopicSettings};
@@ -52,7 +52,8 @@ const NOTICES_MAX: usize = 1_024;
 
 /// The one sending task.
 pub(super) struct Sender {
-    base: ClientConfig,
+    access: KafkaAccess,
+    client_id: String,
     topics: TopicSettings,
     reporter: Reporter,
     health: HealthTeller,
@@ -79,6 +80,8 @@ pub(super) struct Sender {
 
 struct Live {
     producer: Producer,
+    /// Of the certificates and secrets that it was made with.
+    fingerprint: u64,
     notices: mpsc::UnboundedReceiver<Notice>,
 }
 
@@ -92,13 +95,15 @@ struct Pending {
 
 impl Sender {
     pub(super) fn new(
-        base: ClientConfig,
+        access: KafkaAccess,
+        client_id: String,
         topics: &TopicSettings,
         reporter: Reporter,
         health: HealthTeller,
     ) -> Self {
         Self {
-            base,
+            access,
+            client_id,
             topics: topics.clone(),
             reporter,
             health,
@@ -264,6 +269,9 @@ impl Sender {
                     self.health.down(&self.last_error);
                 } else if code == Some(Code::Fatal) {
                     self.broken.get_or_insert_with(|| self.last_error.clone());
+                } else if code.is_some_and(is_about_who_we_are) {
+                    self.health.down(&self.last_error);
+                    self.look_for_new_files();
                 }
             }
         }
@@ -367,18 +375,50 @@ impl Sender {
         }
     }
 
+    /// The cluster does not let us in, or we do not believe it. Where a certificate or a secret is another one by now,
+    /// a producer is made with it; else librdkafka goes on trying.
+    fn look_for_new_files(&mut self) {
+        let before = self.live.as_ref().map(|live| live.fingerprint);
+        match self.access.fingerprint() {
+            Ok(now) if before.is_some_and(|before| before != now) => {
+                tracing::info!(
+                    "certificates or secrets have changed: connecting with the new ones"
+                );
+                self.bus_failed = true;
+                self.broken.get_or_insert_with(|| self.last_error.clone());
+            }
+            // A file that cannot be read now is perhaps just being written.
+            Ok(_) | Err(_) => {}
+        }
+    }
+
     /// Makes a producer where there is none.
     fn ensure_producer(&mut self) {
         if self.live.is_some() {
             return;
         }
-        match client::open_producer(&self.base, self.batch_bytes) {
-            Ok((producer, notices)) => self.live = Some(Live { producer, notices }),
+        let opened = self.open_producer();
+        match opened {
+            Ok(live) => self.live = Some(live),
             Err(error) => {
-                self.broken = Some(format!("failed to start a producer: {}", chain(&error)));
+                self.broken = Some(error);
                 self.bus_failed = true;
             }
         }
+    }
+
+    fn open_producer(&self) -> Result<Live, String> {
+        // First, so that a file that changes in between counts as changed.
+        let fingerprint = self.access.fingerprint().map_err(|error| chain(&error))?;
+        let base =
+            client::base_config(&self.access, &self.client_id).map_err(|error| chain(&error))?;
+        let (producer, notices) = client::open_producer(&base, self.batch_bytes)
+            .map_err(|error| format!("failed to start a producer: {}", chain(&error)))?;
+        Ok(Live {
+            producer,
+            fingerprint,
+            notices,
+        })
     }
 
     /// Closes the producer, takes its late acknowledgements, and waits before the next one.
@@ -467,6 +507,14 @@ fn discard(producer: Producer) -> oneshot::Receiver<()> {
         tracing::warn!(error = %error, "failed to start a thread to close a producer");
     }
     closed
+}
+
+/// Whether an error is one of certificates or passwords.
+fn is_about_who_we_are(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL
+    )
 }
 
 fn rejection(code: Code) -> Outcome {

@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::config::FromClientConfigAndContext as _;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::time::Instant;
 
 use super::client::{self, Context};
 use super::errors::{Class, classify};
+use super::trouble;
 use crate::model::Topic;
-use crate::sink::{ManageTopics, RETENTION, SinkError, TopicSettings};
+use crate::sink::access::KafkaAccess;
+use crate::sink::{ManageTopics, SinkError, TopicSettings, retention};
 
 /// Time for one request to the cluster, the first connection included.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,6 +72,8 @@ impl fmt::Display for TopicInfo {
 /// The cluster's administration.
 pub struct Admin {
     client: Arc<AdminClient<Context>>,
+    access: KafkaAccess,
+    config: ClientConfig,
     servers: String,
 }
 
@@ -81,17 +85,21 @@ struct Seen {
 }
 
 impl Admin {
-    /// A client for the cluster behind `servers`; it connects in the background.
+    /// A client for a cluster; it connects in the background.
     ///
     /// # Errors
-    /// [`SinkError::Unavailable`] where librdkafka cannot start.
-    pub fn new(servers: &[String], client_id: &str) -> Result<Self, SinkError> {
-        let config = client::base_config(servers, client_id);
+    /// [`SinkError::File`] where a file with a secret or a certificate is of no use, [`SinkError::Unavailable`] where
+    /// librdkafka cannot start.
+    pub fn new(access: impl Into<KafkaAccess>, client_id: &str) -> Result<Self, SinkError> {
+        let access = access.into();
+        let config = client::base_config(&access, client_id)?;
         let client = AdminClient::from_config_and_context(&config, Context::default())
             .map_err(|source| unavailable("failed to start a kafka client".to_owned(), source))?;
         Ok(Self {
             client: Arc::new(client),
-            servers: servers.join(","),
+            servers: access.servers.join(","),
+            access,
+            config,
         })
     }
 
@@ -109,7 +117,8 @@ impl Admin {
             }
             ManageTopics::Verify => self.verify(settings).await,
             ManageTopics::Off => {
-                let name = settings.topic_name(Topic::Deltas);
+                let topic = settings.used.first().copied().unwrap_or(Topic::Deltas);
+                let name = settings.topic_name(topic);
                 self.look_up(&name).await.map(drop)
             }
         }
@@ -122,7 +131,7 @@ impl Admin {
     /// As [`Self::prepare`].
     pub async fn create(&self, settings: &TopicSettings) -> Result<Vec<String>, SinkError> {
         let mut missing = Vec::new();
-        for topic in Topic::ALL {
+        for topic in settings.used.iter().copied() {
             let name = settings.topic_name(topic);
             if self.look_up(&name).await?.is_none() {
                 missing.push((topic, name));
@@ -171,7 +180,7 @@ impl Admin {
     /// # Errors
     /// As [`Self::prepare`].
     pub async fn verify(&self, settings: &TopicSettings) -> Result<(), SinkError> {
-        for topic in Topic::ALL {
+        for topic in settings.used.iter().copied() {
             let name = settings.topic_name(topic);
             let Some(seen) = self.look_up(&name).await? else {
                 return Err(SinkError::Misconfigured {
@@ -202,13 +211,13 @@ impl Admin {
         Ok(())
     }
 
-    /// Shows the four topics as they are.
+    /// Shows the topics as they are.
     ///
     /// # Errors
     /// As [`Self::prepare`].
     pub async fn list(&self, settings: &TopicSettings) -> Result<Vec<TopicInfo>, SinkError> {
         let mut infos = Vec::new();
-        for topic in Topic::ALL {
+        for topic in settings.used.iter().copied() {
             let name = settings.topic_name(topic);
             let mut info = TopicInfo {
                 name: name.clone(),
@@ -232,11 +241,14 @@ impl Admin {
     async fn look_up(&self, name: &str) -> Result<Option<Seen>, SinkError> {
         let tried = format!("failed to ask {} for the topic `{name}`", self.servers);
         let (client, topic) = (Arc::clone(&self.client), name.to_owned());
-        let metadata = self
-            .blocking(&tried, move || {
-                client.inner().fetch_metadata(Some(&topic), REQUEST_TIMEOUT)
-            })
-            .await?;
+        let asked = self.blocking(&tried, move || {
+            client.inner().fetch_metadata(Some(&topic), REQUEST_TIMEOUT)
+        });
+        let metadata = match asked.await {
+            Ok(metadata) => metadata,
+            // Every question begins here, and librdkafka's answer says only that there is none.
+            Err(error) => return Err(trouble::explain(&self.access, &self.config, error).await),
+        };
         let Some(found) = metadata.topics().iter().find(|topic| topic.name() == name) else {
             return Ok(None);
         };
@@ -358,7 +370,7 @@ impl Admin {
 /// The cleanup policy of a topic.
 fn cleanup_policy(topic: Topic) -> &'static str {
     match topic {
-        Topic::Deltas => "delete",
+        Topic::Deltas | Topic::Processes | Topic::Ports => "delete",
         Topic::Records | Topic::Pns | Topic::Status => "compact,delete",
     }
 }
@@ -367,10 +379,10 @@ fn cleanup_policy(topic: Topic) -> &'static str {
 fn topic_config(topic: Topic) -> Vec<(&'static str, String)> {
     let mut config = vec![
         ("cleanup.policy", cleanup_policy(topic).to_owned()),
-        ("retention.ms", RETENTION.as_millis().to_string()),
+        ("retention.ms", retention(topic).as_millis().to_string()),
     ];
     match topic {
-        Topic::Deltas => {}
+        Topic::Deltas | Topic::Processes | Topic::Ports => {}
         Topic::Records | Topic::Pns | Topic::Status => config.extend([
             ("segment.ms", "3600000".to_owned()),
             ("max.compaction.lag.ms", "3600000".to_owned()),

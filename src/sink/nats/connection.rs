@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectError, ConnectErrorKind, ConnectOptions, Event};
 use tokio::sync::watch;
 
-use crate::sink::SinkError;
+use super::login;
+use crate::sink::access::{NatsAccess, Tls};
+use crate::sink::{SinkError, tls};
+use crate::telemetry::chain;
 
 /// Time for a connection, and for the first one before the bus counts as not there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,15 +52,31 @@ impl Connection {
     /// Connects.
     ///
     /// # Errors
-    /// [`SinkError::Unavailable`] where no server answers in time.
-    pub(super) async fn open(servers: &[String], name: &str) -> Result<Self, SinkError> {
+    /// [`SinkError::Unavailable`] where no server answers in time, [`SinkError::Denied`] where it refuses who we are,
+    /// [`SinkError::Untrusted`] where a certificate is not believed, [`SinkError::File`] where a file of ours is of no
+    /// use.
+    pub(super) async fn open(access: &NatsAccess, name: &str) -> Result<Self, SinkError> {
+        if let Some(settings) = &access.tls {
+            tls::check(settings)?;
+        }
+        login::check(access)?;
+        let servers = &access.servers;
         let (sender, standing) = watch::channel(Standing::default());
         let sender = Arc::new(sender);
         let urls: Vec<_> = servers
             .iter()
             .map(|server| format!("nats://{server}"))
             .collect();
-        let options = ConnectOptions::new()
+        let login = access.login.clone();
+        let answer = move |nonce: Vec<u8>| {
+            let answered = login::answer(login.as_ref(), &nonce);
+            async move { answered }
+        };
+        let options = with_tls(
+            ConnectOptions::with_auth_callback(answer),
+            access.tls.as_ref(),
+        );
+        let options = options
             .name(name)
             .connection_timeout(CONNECT_TIMEOUT)
             .request_timeout(Some(ANSWER_TIMEOUT))
@@ -77,12 +96,7 @@ impl Connection {
         let connecting = tokio::time::timeout(CONNECT_TIMEOUT, options.connect(urls));
         let client = match connecting.await {
             Ok(Ok(client)) => client,
-            Ok(Err(source)) => {
-                return Err(SinkError::Unavailable {
-                    message: tried(),
-                    source: Some(Box::new(source)),
-                });
-            }
+            Ok(Err(source)) => return Err(refused(access, tried(), source)),
             Err(source) => {
                 return Err(SinkError::Unavailable {
                     message: tried(),
@@ -135,6 +149,53 @@ impl Connection {
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+/// The certificates are named, and read by the client at each connection.
+fn with_tls(options: ConnectOptions, tls: Option<&Tls>) -> ConnectOptions {
+    let Some(tls) = tls else { return options };
+    let mut options = options.require_tls(true);
+    if let Some(ca) = &tls.ca {
+        options = options.add_root_certificates(ca.path.clone());
+    }
+    if let Some(identity) = &tls.identity {
+        options =
+            options.add_client_certificate(identity.cert.path.clone(), identity.key.path.clone());
+    }
+    options
+}
+
+/// Why the first connection failed.
+fn refused(access: &NatsAccess, tried: String, error: ConnectError) -> SinkError {
+    let servers = access.servers.join(",");
+    match error.kind() {
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+            let remedy = match &access.login {
+                Some(login) => format!("look at the user and `{}`", login.origin()),
+                None => "name a user with `nats.username`, `nats.token_file`, `nats.nkey_file` or \
+                         `nats.credentials_file`"
+                    .to_owned(),
+            };
+            SinkError::Denied {
+                message: format!(
+                    "nats at {servers} refuses the login: {remedy}: {}",
+                    chain(&error)
+                ),
+            }
+        }
+        ConnectErrorKind::ServerParse
+        | ConnectErrorKind::Dns
+        | ConnectErrorKind::TimedOut
+        | ConnectErrorKind::Tls
+        | ConnectErrorKind::Io
+        | ConnectErrorKind::MaxReconnects => match tls::explain(&error, &servers) {
+            Some(message) => SinkError::Untrusted { message },
+            None => SinkError::Unavailable {
+                message: tried,
+                source: Some(Box::new(error)),
+            },
+        },
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod connection;
 mod errors;
+mod login;
 mod naming;
 mod publish;
 mod reap;
@@ -27,11 +28,13 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::login::check;
 pub use self::streams::StreamInfo;
 
 use self::connection::Connection;
 use self::naming::Naming;
 use self::publish::{Delivered, Publisher};
+use super::access::NatsAccess;
 use super::report::{Abandoned, HealthTeller, Reporter};
 use super::{IN_FLIGHT_MAX, Outgoing, Report, Sink, SinkError, SinkHealth, TopicSettings};
 use crate::backoff::Backoff;
@@ -51,17 +54,17 @@ const CONNECT_LONGEST: Duration = Duration::from_secs(5);
 
 /// NATS.
 pub struct NatsSink {
-    servers: Vec<String>,
+    access: NatsAccess,
     topics: TopicSettings,
     client_id: String,
     connection: Option<Connection>,
 }
 
 impl NatsSink {
-    /// A sink for the server or cluster at `servers` (`HOST:PORT` each). Nothing is connected yet.
-    pub fn new(servers: &[String], topics: &TopicSettings, client_id: &str) -> Self {
+    /// A sink for a server or a cluster. Nothing is connected yet.
+    pub fn new(access: impl Into<NatsAccess>, topics: &TopicSettings, client_id: &str) -> Self {
         Self {
-            servers: servers.to_vec(),
+            access: access.into(),
             topics: topics.clone(),
             client_id: client_id.to_owned(),
             connection: None,
@@ -72,7 +75,7 @@ impl NatsSink {
         match &self.connection {
             Some(connection) => Ok(connection.clone()),
             None => {
-                let connection = Connection::open(&self.servers, &self.client_id).await?;
+                let connection = Connection::open(&self.access, &self.client_id).await?;
                 self.connection = Some(connection.clone());
                 Ok(connection)
             }
@@ -94,7 +97,7 @@ impl NatsSink {
     /// As [`Sink::prepare`].
     pub async fn verify_streams(&mut self) -> Result<(), SinkError> {
         let connection = self.connect().await?;
-        streams::verify(&connection, &Naming::new(&self.topics)).await
+        streams::verify(&connection, &Naming::new(&self.topics), &self.topics).await
     }
 
     /// Shows the streams as they are.
@@ -103,7 +106,7 @@ impl NatsSink {
     /// [`SinkError::Unavailable`] where the server does not answer.
     pub async fn list_streams(&mut self) -> Result<Vec<StreamInfo>, SinkError> {
         let connection = self.connect().await?;
-        streams::list(&connection, &Naming::new(&self.topics)).await
+        streams::list(&connection, &Naming::new(&self.topics), &self.topics).await
     }
 
     /// Deletes the keys whose newest value expired before `before_ms` (unix milliseconds), unless its host puts
@@ -245,7 +248,7 @@ impl Sender {
     fn take_in(&mut self, message: Outgoing) {
         let lane = match message.topic {
             Topic::Deltas => Lane::Deltas,
-            Topic::Records | Topic::Pns | Topic::Status => {
+            Topic::Records | Topic::Pns | Topic::Status | Topic::Processes | Topic::Ports => {
                 Lane::Subject(self.naming.subject(&message).into())
             }
         };

@@ -27,7 +27,9 @@ impl Naming {
     /// The stream that holds a topic: `QUAYMASTER_DELTAS`, `KV_quaymaster-records`.
     pub(super) fn stream(&self, topic: Topic) -> String {
         match topic {
-            Topic::Deltas => format!("{}_DELTAS", self.flat_prefix.to_uppercase()),
+            Topic::Deltas | Topic::Processes | Topic::Ports => {
+                format!("{}_{}", self.flat_prefix, topic.as_str()).to_uppercase()
+            }
             Topic::Records | Topic::Pns | Topic::Status => format!("KV_{}", self.bucket(topic)),
         }
     }
@@ -48,7 +50,9 @@ impl Naming {
         push_token(&mut subject, &message.host_id);
         let last = match message.topic {
             Topic::Deltas => &message.op,
-            Topic::Records | Topic::Pns | Topic::Status => &message.item,
+            Topic::Records | Topic::Pns | Topic::Status | Topic::Processes | Topic::Ports => {
+                &message.item
+            }
         };
         if !last.is_empty() {
             subject.push('.');
@@ -59,7 +63,9 @@ impl Naming {
 
     fn subject_start(&self, topic: Topic) -> String {
         match topic {
-            Topic::Deltas => format!("{}.deltas.", self.prefix),
+            Topic::Deltas | Topic::Processes | Topic::Ports => {
+                format!("{}.{}.", self.prefix, topic.as_str())
+            }
             Topic::Records | Topic::Pns | Topic::Status => format!("$KV.{}.", self.bucket(topic)),
         }
     }

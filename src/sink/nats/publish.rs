@@ -132,7 +132,7 @@ impl Publisher {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
         loop {
             match message.topic {
-                Topic::Deltas => {}
+                Topic::Deltas | Topic::Processes | Topic::Ports => {}
                 Topic::Records | Topic::Pns | Topic::Status => {
                     let name = async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
                     headers.insert(name, replaces.to_string());
@@ -378,7 +378,7 @@ fn headers(message: &Outgoing) -> Result<HeaderMap, String> {
         headers.insert(name.as_str(), value);
     }
     match message.topic {
-        Topic::Deltas => {
+        Topic::Deltas | Topic::Processes | Topic::Ports => {
             headers.insert(async_nats::header::NATS_MESSAGE_ID, message.ce_id.as_ref());
         }
         Topic::Records | Topic::Pns | Topic::Status => {

@@ -2,7 +2,7 @@
 //!
 //! A bucket is a stream with the settings that NATS's KV clients expect (ADR-8): one message a subject,
 //! rollups allowed, deletes denied, direct reads. It has no limit in bytes; values and delete markers that
-//! nobody renews leave after [`RETENTION`].
+//! nobody renews leave after [`retention`].
 
 use std::fmt;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stor
 use super::connection::Connection;
 use super::naming::Naming;
 use crate::model::Topic;
-use crate::sink::{ManageTopics, RETENTION, SinkError, TopicSettings};
+use crate::sink::{ManageTopics, SinkError, TopicSettings, retention};
 
 /// Within this time a delta that is sent again is recognised by its id: the server's default.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
@@ -70,9 +70,9 @@ pub(super) async fn prepare(
     match settings.manage {
         ManageTopics::Create => {
             create(connection, naming, settings).await?;
-            verify(connection, naming).await
+            verify(connection, naming, settings).await
         }
-        ManageTopics::Verify => verify(connection, naming).await,
+        ManageTopics::Verify => verify(connection, naming, settings).await,
         ManageTopics::Off => Ok(()),
     }
 }
@@ -84,7 +84,7 @@ pub(super) async fn create(
     settings: &TopicSettings,
 ) -> Result<Vec<String>, SinkError> {
     let mut created = Vec::new();
-    for topic in Topic::ALL {
+    for topic in settings.used.iter().copied() {
         let name = naming.stream(topic);
         if look_up(connection, &name).await?.is_some() {
             continue;
@@ -99,8 +99,12 @@ pub(super) async fn create(
 }
 
 /// Checks that each stream exists and keeps what its readers rely on.
-pub(super) async fn verify(connection: &Connection, naming: &Naming) -> Result<(), SinkError> {
-    for topic in Topic::ALL {
+pub(super) async fn verify(
+    connection: &Connection,
+    naming: &Naming,
+    settings: &TopicSettings,
+) -> Result<(), SinkError> {
+    for topic in settings.used.iter().copied() {
         let name = naming.stream(topic);
         let Some(info) = look_up(connection, &name).await? else {
             return Err(SinkError::Misconfigured {
@@ -122,13 +126,14 @@ pub(super) async fn verify(connection: &Connection, naming: &Naming) -> Result<(
     Ok(())
 }
 
-/// Shows the four streams as they are.
+/// Shows the streams as they are.
 pub(super) async fn list(
     connection: &Connection,
     naming: &Naming,
+    settings: &TopicSettings,
 ) -> Result<Vec<StreamInfo>, SinkError> {
     let mut infos = Vec::new();
-    for topic in Topic::ALL {
+    for topic in settings.used.iter().copied() {
         let name = naming.stream(topic);
         infos.push(match look_up(connection, &name).await? {
             Some(info) => StreamInfo {
@@ -185,7 +190,7 @@ fn wanted(naming: &Naming, topic: Topic, settings: &TopicSettings) -> Config {
         subjects: vec![naming.subjects(topic)],
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
-        max_age: RETENTION,
+        max_age: retention(topic),
         max_bytes: -1,
         max_messages: -1,
         max_consumers: -1,
@@ -196,7 +201,7 @@ fn wanted(naming: &Naming, topic: Topic, settings: &TopicSettings) -> Config {
         ..Config::default()
     };
     match topic {
-        Topic::Deltas => Config {
+        Topic::Deltas | Topic::Processes | Topic::Ports => Config {
             max_messages_per_subject: -1,
             discard: DiscardPolicy::Old,
             ..base
@@ -232,13 +237,18 @@ fn difference(naming: &Naming, topic: Topic, found: &Config) -> Option<String> {
     }
     let per_subject = found.max_messages_per_subject;
     match topic {
-        Topic::Deltas if per_subject > 0 => Some(format!(
+        Topic::Deltas | Topic::Processes | Topic::Ports if per_subject > 0 => Some(format!(
             "max_msgs_per_subject {per_subject}, and no such limit (-1) is needed"
         )),
         Topic::Records | Topic::Pns | Topic::Status if per_subject < 1 => Some(format!(
             "max_msgs_per_subject {per_subject}, and 1 is needed, as a KV bucket has"
         )),
-        Topic::Deltas | Topic::Records | Topic::Pns | Topic::Status => None,
+        Topic::Deltas
+        | Topic::Records
+        | Topic::Pns
+        | Topic::Status
+        | Topic::Processes
+        | Topic::Ports => None,
     }
 }
 

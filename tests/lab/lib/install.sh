@@ -5,15 +5,28 @@
 # - packages of the distribution, by apt, with their services kept from starting;
 # - newer binaries from Debian's later suites, unpacked into the cache and never installed. apt sees those suites only
 #   in calls that bring their own lists and sources (`suites`): the machine's apt never hears of them;
-# - Kafka's jars, by Maven.
+# - Kafka's jars, by Maven; and the stream processors of deploy/, which Maven builds and tests.
 
 readonly SUITES=(sid trixie)
-readonly PARTS=(build consumers cri containerd2 containerd16 docker docker20 podman kafka nats nats29)
+readonly PARTS=(build consumers package image kubernetes asyncapi cri containerd2 containerd16 docker docker20 podman kafka nats nats29 kafka-streams flink)
 KAFKA_VERSION_WANTED=$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$LAB_HOME/kafka/pom.xml")
 readonly KAFKA_VERSION_WANTED
 
+readonly HELM_VERSION=v3.22.0 KUBERNETES_VALIDATE_VERSION=1.37.0 ASYNCAPI_PARSER_VERSION=3.6.6
+
 kafka_libs() { echo "$CACHE/kafka-$KAFKA_VERSION_WANTED"; }
 kafka_version() { echo "$KAFKA_VERSION_WANTED"; }
+
+# The jars of a stream processor, named by the versions that it wants, and what is built of it, named by its source: more
+# than one work tree may use the cache.
+example_source() { echo "$LAB_HOME/../../deploy/$1"; }
+example_libs() { echo "$CACHE/$1/libs-$(sha256sum "$(example_source "$1")/pom.xml" | head -c 12)"; }
+example_build() {
+  local source
+  source=$(example_source "$1")
+  echo "$CACHE/$1/build-$(find "$source" \( -path "$source/target" -prune \) -o \( -name '*.java' -o -name pom.xml \) -print0 |
+    sort -z | xargs -0 cat | sha256sum | head -c 12)"
+}
 
 nats_binary() {
   if [[ $1 == nats ]]; then echo "$CACHE/new/nats-server/usr/sbin/nats-server"; else echo /usr/sbin/nats-server; fi
@@ -25,6 +38,13 @@ packages_of() {
   # g++: librdkafka's configure refuses to go on without a C++ compiler, though nothing of C++ is built.
   build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev libssl-dev ca-certificates ;;
   consumers) echo kcat ;;
+  # What makes and tries the Debian package: a root file system of its own, and systemd's own check of the unit.
+  # What builds the image and looks at docker-compose.yml.
+  image) echo debootstrap ;;
+  asyncapi) command -v npm >/dev/null || echo nodejs npm ;;
+  # What renders the chart and validates manifests. Go and pip bring the rest.
+  kubernetes) echo python3 python3-pip ca-certificates ;;
+  package) echo debootstrap dpkg-dev binutils systemd util-linux adduser ;;
   cri) echo python3 python3-grpcio python3-protobuf protobuf-compiler ;;
   containerd2) echo runc busybox-static ;;
   containerd16) echo containerd runc busybox-static ;;
@@ -38,6 +58,10 @@ packages_of() {
     ;;
   nats) ;;
   nats29) echo nats-server ;;
+  kafka-streams | flink)
+    if ! java_major_at_least 17 || ! command -v javac >/dev/null; then echo default-jdk-headless; fi
+    if ! command -v mvn >/dev/null; then echo maven; fi
+    ;;
   esac
 }
 
@@ -47,6 +71,7 @@ newer_of() {
   containerd2) echo containerd:2 ;;
   docker) echo containerd:2 docker.io:26 docker-cli:26 ;;
   nats) echo nats-server:2 ;;
+  image) echo docker-buildx:0 docker-compose:2 ;;
   esac
 }
 
@@ -72,6 +97,7 @@ need_component() {
   kafka) tools=(java kcat) files=("$(kafka_libs)/done") ;;
   nats) files=("$(nats_binary nats)") ;;
   nats29) files=("$(nats_binary nats29)") ;;
+  kafka-streams | flink) tools=(java) files=("$(example_libs "$1")/done" "$(example_build "$1")/done") ;;
   esac
   for tool in "${tools[@]}"; do command -v "$tool" >/dev/null || missing+=("$tool"); done
   for file in "${files[@]}"; do [[ -e $file ]] || missing+=("$file"); done
@@ -112,6 +138,10 @@ cmd_install() {
     case $part in
     cri | containerd2 | containerd16) make_cri_schema ;;
     kafka) fetch_kafka ;;
+    package | image) build_rootfs ;;
+    asyncapi) fetch_asyncapi_parser ;;
+    kubernetes) fetch_helm && fetch_kubernetes_schemas ;;
+    kafka-streams | flink) build_example "$part" ;;
     esac
     case $part in containerd2 | containerd16 | docker | docker20 | podman) build_images ;; esac
   done
@@ -248,8 +278,98 @@ runs_here() {
   docker.io) "$bin/sbin/dockerd" --version ;;
   docker-cli) "$bin/bin/docker" --version ;;
   nats-server) "$bin/sbin/nats-server" --version ;;
+  docker-buildx | docker-compose) "$bin/libexec/docker/cli-plugins/$1" version ;;
   *) return 0 ;;
   esac >/dev/null 2>&1
+}
+
+# Helm, built by the machine's Go, or by one of the later suites.
+fetch_helm() {
+  [[ -x $CACHE/helm/helm ]] && return 0
+  local go=go
+  if ! go_minor_at_least 21; then go=$(fetch_go); fi
+  say "helm $HELM_VERSION, by Go"
+  rm -rf "$CACHE/helm" "$CACHE/helm.new"
+  # From 1.21 on Go fetches by itself the Go that a module asks for.
+  GOTOOLCHAIN=auto GOFLAGS=-modcacherw GOBIN=$CACHE/helm.new "$go" install "helm.sh/helm/v3/cmd/helm@$HELM_VERSION" >"$CACHE/helm.log" 2>&1 || {
+    tail -n 5 "$CACHE/helm.log" >&2
+    die "$EX_UNAVAILABLE" "Go could not build helm $HELM_VERSION"
+  }
+  mv "$CACHE/helm.new" "$CACHE/helm"
+}
+
+go_minor_at_least() {
+  local version
+  version=$(go env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
+  [[ -n $version ]] && ((version >= $1))
+}
+
+# A Go from the later suites, unpacked; prints the program. The compiler and the sources are packages of their own.
+fetch_go() {
+  local version
+  update_suites
+  for version in 1.27 1.26 1.24; do
+    [[ -n $(suites apt-cache madison "golang-$version-go") ]] || continue
+    rm -rf "$CACHE/go" "$CACHE/deb"
+    mkdir -p "$CACHE/go" "$CACHE/deb"
+    (cd "$CACHE/deb" && suites apt-get download "golang-$version-go" "golang-$version-src") >"$CACHE/suites.log" 2>&1 || continue
+    for package in "$CACHE/deb"/*.deb; do dpkg -x "$package" "$CACHE/go"; done
+    rm -rf "$CACHE/deb"
+    if "$CACHE/go/usr/lib/go-$version/bin/go" version >/dev/null 2>&1; then
+      echo "$CACHE/go/usr/lib/go-$version/bin/go"
+      return 0
+    fi
+  done
+  die "$EX_UNAVAILABLE" "found no Go in ${SUITES[*]} that runs on this machine"
+}
+
+# Kubernetes' schemas, with the validator that brings them.
+fetch_kubernetes_schemas() {
+  local into=$CACHE/kubernetes-validate
+  [[ -d $into ]] && return 0
+  say "kubernetes-validate $KUBERNETES_VALIDATE_VERSION, by pip"
+  rm -rf "$into.new"
+  python3 -m pip install -q --disable-pip-version-check --target "$into.new" \
+    "kubernetes-validate==$KUBERNETES_VALIDATE_VERSION" >"$CACHE/pip.log" 2>&1 || {
+    tail -n 5 "$CACHE/pip.log" >&2
+    die "$EX_UNAVAILABLE" "pip could not bring kubernetes-validate"
+  }
+  mv "$into.new" "$into"
+}
+
+fetch_asyncapi_parser() {
+  local into=$CACHE/asyncapi
+  [[ -d $into/node_modules ]] && return 0
+  say "AsyncAPI's parser $ASYNCAPI_PARSER_VERSION, by npm"
+  rm -rf "$into"
+  mkdir -p "$into"
+  echo '{"private": true}' >"$into/package.json"
+  npm install --prefix "$into" --no-audit --no-fund --ignore-scripts "@asyncapi/parser@$ASYNCAPI_PARSER_VERSION" \
+    >"$CACHE/npm.log" 2>&1 || {
+    rm -rf "$into"
+    tail -n 5 "$CACHE/npm.log" >&2
+    die "$EX_UNAVAILABLE" "npm could not bring AsyncAPI's parser"
+  }
+}
+
+# Debian's base system, of the machine's own release, as an archive: packages and images are tried in it.
+build_rootfs() {
+  [[ -f $CACHE/rootfs.tar ]] && return 0
+  local uri release
+  uri=$(mirror)
+  release=$(. /etc/os-release && echo "$VERSION_CODENAME")
+  [[ -n $uri ]] || die "$EX_UNAVAILABLE" "found no Debian mirror among the machine's apt sources"
+  say "a root file system of $release"
+  rm -rf "$CACHE/rootfs"
+  debootstrap --variant=minbase --include=adduser,ca-certificates,libssl3,zlib1g "$release" "$CACHE/rootfs" "$uri" \
+    >"$CACHE/debootstrap.log" 2>&1 || {
+    tail -n 5 "$CACHE/debootstrap.log" >&2
+    die "$EX_UNAVAILABLE" "debootstrap could not make a root file system"
+  }
+  rm -rf "$CACHE/rootfs/var/cache/apt/archives"/*.deb "$CACHE/rootfs/var/lib/apt/lists"/*
+  tar -C "$CACHE/rootfs" --numeric-owner --one-file-system --exclude=./proc/* --exclude=./sys/* -cf "$CACHE/rootfs.tar.new" .
+  rm -rf --one-file-system "$CACHE/rootfs"
+  mv "$CACHE/rootfs.tar.new" "$CACHE/rootfs.tar"
 }
 
 # The CRI as Kubernetes publishes it, compiled to the descriptors that ./cri reads. Not the subset that Quaymaster has.
@@ -286,6 +406,22 @@ fetch_kafka() {
     die "$EX_UNAVAILABLE" "Maven could not bring Kafka $KAFKA_VERSION_WANTED"
   }
   : >"$libs/done"
+}
+
+build_example() {
+  local name=$1 libs build
+  libs=$(example_libs "$name")
+  build=$(example_build "$name")
+  [[ -f $libs/done && -f $build/done ]] && return 0
+  say "deploy/$name, by Maven"
+  rm -rf "$libs" "$build"
+  mvn -q -B -f "$(example_source "$name")/pom.xml" package dependency:copy-dependencies -DincludeScope=runtime \
+    "-Doutput=$build" "-DoutputDirectory=$libs" >"$CACHE/maven.log" 2>&1 || {
+    grep -E '^\[ERROR\]' "$CACHE/maven.log" | head -n 20 >&2
+    die "$EX_UNAVAILABLE" "Maven could not build deploy/$name: see \`$CACHE/maven.log\`"
+  }
+  : >"$libs/done"
+  : >"$build/done"
 }
 
 # An archive as `docker save` writes it, which docker, podman and ctr all load: busybox, and the same as a pause image.

@@ -265,3 +265,16 @@ EOF
 }
 
 podman_answers() { [[ $(curl -s -m 2 --unix-socket "$1" http://d/_ping) == OK ]]; }
+
+# What the image is built with: Docker's plugins, and a base image that comes from no registry.
+give_builder() {
+  local cli=$CACHE/new/docker-cli/usr/bin/docker plugin file
+  alive docker || die "$EX_USAGE" "\`docker\` is not up in \`$DIR\`"
+  mkdir -p "$DIR/run/cli-plugins"
+  for plugin in docker-buildx docker-compose; do
+    file=$CACHE/new/$plugin/usr/libexec/docker/cli-plugins/$plugin
+    [[ -x $file && -f $CACHE/rootfs.tar ]] || die "$EX_UNAVAILABLE" "$plugin or the base system is not there: \`lab install image\` brings them"
+    ln -sf "$file" "$DIR/run/cli-plugins/$plugin"
+  done
+  DOCKER_CONFIG=$DIR/run "$cli" -H "unix://$DIR/docker.sock" import "$CACHE/rootfs.tar" debian:bookworm-slim >>"$DIR/log/docker.log"
+}

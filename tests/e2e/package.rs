@@ -1,0 +1,193 @@
+//! The Debian package, made of the binary under test: installed, upgraded, removed and purged in a root file system of
+//! its own, and run with what its unit leaves it.
+
+use std::ffi::OsString;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+
+use crate::fold::field;
+use crate::host::{BusKind, Host};
+use crate::lab;
+
+/// The user of the tests' collector; one that the machine does not have.
+const UID: u32 = 64_713;
+/// `systemd-analyze security` gives a unit up to 100; this one must not get worse than this.
+const EXPOSURE_MAX: &str = "--threshold=30";
+
+#[test]
+fn the_package_is_installed_upgraded_removed_and_purged() -> Result<()> {
+    let folder = TempDir::new()?;
+    let root = Root(folder.path().join("root"));
+    std::fs::create_dir(&root.0)?;
+    if !lab::rootfs(&root.0)? {
+        return Ok(());
+    }
+    let unit = Path::new("usr/lib/systemd/system/quaymaster.service");
+    let state = Path::new("var/lib/quaymaster/state.redb");
+    root.install(&package(folder.path(), "0.1.0")?)?;
+    ensure!(
+        root.call(&["quaymaster", "--version"])?
+            .starts_with("quaymaster ")
+    );
+    let groups = root.call(&["id", "-nG", "quaymaster"])?;
+    ensure!(groups.split(' ').any(|group| group == "root"), "{groups}");
+    check_unit(&root.0, unit)?;
+
+    let settings = root.0.join("etc/default/quaymaster");
+    std::fs::write(&settings, "QUAYMASTER_BUS=kafka://broker:9092\n")?;
+    std::fs::create_dir_all(root.0.join("var/lib/quaymaster"))?;
+    std::fs::write(root.0.join(state), "kept")?;
+    root.install(&package(folder.path(), "0.2.0")?)?;
+    let version = root.call(&["dpkg-query", "-W", "-f", "${Version}", "quaymaster"])?;
+    ensure!(version == "0.2.0", "{version}");
+    let kept = std::fs::read_to_string(&settings)?;
+    ensure!(
+        kept.contains("broker:9092"),
+        "an upgrade took the settings: {kept}"
+    );
+
+    root.call(&["dpkg", "--remove", "quaymaster"])?;
+    ensure!(!root.0.join(unit).exists() && !root.0.join("usr/bin/quaymaster").exists());
+    ensure!(
+        root.0.join(state).exists() && settings.exists(),
+        "a removal took the state"
+    );
+    root.call(&["dpkg", "--purge", "quaymaster"])?;
+    ensure!(
+        !root.0.join(state).exists() && !settings.exists(),
+        "a purge left the state"
+    );
+    ensure!(
+        root.call(&["id", "quaymaster"]).is_err(),
+        "a purge left the user"
+    );
+    Ok(())
+}
+
+#[test]
+fn the_units_user_and_one_capability_are_enough() -> Result<()> {
+    let Some(mut host) = Host::usual(BusKind::Kafka)? else {
+        return Ok(());
+    };
+    let folder = TempDir::new()?;
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+    let unpacked = folder.path().join("unpacked");
+    let package = package(folder.path(), "0.1.0")?;
+    succeed(
+        Command::new("dpkg-deb")
+            .arg("-x")
+            .arg(package)
+            .arg(&unpacked),
+    )?;
+    let sockets = [host.docker().endpoint(), host.cri().endpoint()];
+    let program = as_the_unit(&unpacked.join("usr/bin/quaymaster"), &sockets)?;
+    host.setup = host.setup.through(program);
+    std::fs::create_dir_all(host.setup.dir())?;
+    chown(host.setup.dir(), Some(UID), Some(UID))?;
+
+    let collector = host.setup.start()?;
+    let web = host.docker().run_staying("web", &[])?;
+    let pod = host.cri().pod("pod", &[])?;
+    let one = host.cri().run_staying(&pod, "one")?;
+    // That every live namespace is mapped is part of it: the capability is there, and used.
+    host.converged("docker run and a pod")?;
+    for id in [&web, &one] {
+        let record = host.record(id)?;
+        ensure!(field(&record, "pns").starts_with("pid:["), "{record}");
+    }
+    collector.stop()
+}
+
+/// What `deploy/systemd/quaymaster.service` says of user, groups and capabilities, in setpriv's words.
+fn as_the_unit(binary: &Path, endpoints: &[String]) -> Result<Vec<OsString>> {
+    let mut program: Vec<OsString> = vec!["setpriv".into()];
+    program.push(format!("--reuid={UID}").into());
+    program.push(format!("--regid={UID}").into());
+    // As the package does: the groups of the runtimes' sockets.
+    let groups = endpoints.iter().map(|endpoint| {
+        let path = endpoint
+            .split("://")
+            .nth(1)
+            .context("an endpoint without a path")?;
+        Ok(std::fs::metadata(path)?.gid().to_string())
+    });
+    let groups = groups.collect::<Result<Vec<_>>>()?;
+    program.push(format!("--groups={}", groups.join(",")).into());
+    for set in ["--inh-caps", "--ambient-caps", "--bounding-set"] {
+        program.push(format!("{set}=-all,+sys_ptrace").into());
+    }
+    program.push("--no-new-privs".into());
+    program.push(binary.into());
+    Ok(program)
+}
+
+/// What systemd itself thinks of the unit.
+fn check_unit(root: &Path, unit: &Path) -> Result<()> {
+    let verified = succeed(
+        Command::new("systemd-analyze")
+            .args(["verify", "--man=no", "--recursive-errors=no"])
+            .arg(format!("--root={}", root.display()))
+            .arg(Path::new("/").join(unit)),
+    )?;
+    let said = String::from_utf8_lossy(&verified.stderr);
+    ensure!(
+        !said.contains("quaymaster"),
+        "systemd-analyze verify: {said}"
+    );
+    let arguments = ["security", "--no-pager", "--offline=yes", EXPOSURE_MAX];
+    succeed(
+        Command::new("systemd-analyze")
+            .args(arguments)
+            .arg(root.join(unit)),
+    )?;
+    Ok(())
+}
+
+/// A root file system in which the package is installed.
+struct Root(PathBuf);
+
+impl Root {
+    fn install(&self, package: &Path) -> Result<()> {
+        std::fs::copy(package, self.0.join("package.deb"))?;
+        self.call(&["dpkg", "--install", "/package.deb"])?;
+        Ok(())
+    }
+
+    fn call(&self, command: &[&str]) -> Result<String> {
+        let mut chroot = Command::new("chroot");
+        chroot.arg(&self.0).args(command);
+        chroot
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LC_ALL", "C");
+        Ok(String::from_utf8(succeed(&mut chroot)?.stdout)?
+            .trim()
+            .to_owned())
+    }
+}
+
+/// The package of the binary under test.
+fn package(folder: &Path, version: &str) -> Result<PathBuf> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/debian/build");
+    let mut command = Command::new(script);
+    command.args([
+        "--binary",
+        env!("CARGO_BIN_EXE_quaymaster"),
+        "--version",
+        version,
+    ]);
+    let output = succeed(command.arg("--out").arg(folder))?;
+    Ok(String::from_utf8(output.stdout)?.trim().into())
+}
+
+fn succeed(command: &mut Command) -> Result<Output> {
+    let output = command
+        .output()
+        .with_context(|| format!("failed to run {command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} failed: {said}");
+    Ok(output)
+}
