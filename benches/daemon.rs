@@ -66,7 +66,7 @@ impl Sink for Counting {
             match message.topic {
                 Topic::Records => _ = records.insert(message.item.clone()),
                 Topic::Pns => _ = mappings.insert(message.item.clone()),
-                Topic::Deltas | Topic::Status => {}
+                Topic::Deltas | Topic::Status | Topic::Processes | Topic::Ports => {}
             }
             self.0.send_replace(Keys {
                 records: records.len(),
