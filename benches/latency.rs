@@ -150,6 +150,7 @@ fn event_of(message: &Outgoing) -> Option<Picked> {
     })
 }
 
+/// Unix time in nanoseconds.
 pub(crate) fn now_ns() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)

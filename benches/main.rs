@@ -1,18 +1,24 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
-//! `synthetic`, `recovery` and `processes` need nothing. The others need real runtimes (`latency` and `early` a real Kafka too)
+//! `synthetic`, `enrich`, `recovery` and `processes` need nothing. `fleet` fills a real Kafka with a whole fleet, takes
+//! minutes, and runs only when it is named. The others need real runtimes (`latency` and `early` a real Kafka too)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod daemon;
 mod early;
+mod enrich;
+mod fleet;
 mod latency;
 mod memory;
 mod processes;
 mod recovery;
 mod resync;
 mod synthetic;
+
+#[global_allocator]
+static ALLOCATOR: enrich::Counting = enrich::Counting;
 
 fn main() -> anyhow::Result<()> {
     let names: Vec<String> = std::env::args()
@@ -35,6 +41,9 @@ fn main() -> anyhow::Result<()> {
     if wants("processes") {
         processes::run()?;
     }
+    if wants("enrich") {
+        enrich::run()?;
+    }
     if wants("resync") {
         resync::run()?;
     }
@@ -46,6 +55,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("memory") {
         memory::run()?;
+    }
+    if names.iter().any(|name| name == "fleet") {
+        fleet::run()?;
     }
     Ok(())
 }

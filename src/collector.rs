@@ -532,7 +532,9 @@ impl Collector {
             self.status_due = true;
         }
         let status_interval_ms = u64::try_from(STATUS_INTERVAL.as_millis()).unwrap_or(u64::MAX);
-        let is_due = self.status_due || now >= self.next_status_ms;
+        // A clock that was stepped back makes it due, or readers would take us for dead until it has caught up.
+        let is_stepped_back = self.next_status_ms > now + status_interval_ms;
+        let is_due = self.status_due || now >= self.next_status_ms || is_stepped_back;
         let was_settled = self.parts.snapshot.borrow().is_settled;
         if is_due {
             let status = self.status();

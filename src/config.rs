@@ -3,6 +3,7 @@
 //! A raw form is read (serde; unknown keys are refused), and made into a [`Config`] whose every value is valid.
 
 pub mod access;
+pub mod enrich;
 #[cfg(test)]
 mod fuzz;
 pub mod keys;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use access::{Access, AccessOverrides, RawAccess, Secrets};
+use enrich::{EnrichOverrides, EnrichSettings};
 use raw::{Raw, RawTopics};
 
 use crate::model::Topic;
@@ -93,6 +95,9 @@ pub struct Overrides {
     /// How logs are written: text or json
     #[arg(long, value_name = "FORMAT", env = "QUAYMASTER_LOG_FORMAT")]
     pub log_format: Option<String>,
+    /// Keep all powers that the daemon was started with, for kernels where giving them up fails
+    #[arg(long, env = "QUAYMASTER_KEEP_PRIVILEGES")]
+    pub keep_privileges: bool,
     /// How the bus is entered.
     #[command(flatten)]
     pub access: AccessOverrides,
@@ -139,6 +144,10 @@ pub struct Config {
     pub log_filter: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Whether the daemon keeps the powers that it was started with.
+    pub keep_privileges: bool,
+    /// The joiner's own settings.
+    pub enrich: EnrichSettings,
 }
 
 /// A setting that is wrong. One line that names it and what would be right.
@@ -187,23 +196,22 @@ impl Config {
     /// # Errors
     /// For the first setting that is wrong.
     pub fn load(overrides: &Overrides) -> Result<Self, ConfigError> {
-        let raw = match &overrides.config {
-            Some(path) => read_file(path)?.0,
-            None => Raw::default(),
-        };
-        Self::check_with(overrides, raw, &Secrets::of_environment()?)
+        Ok(Self::load_with_file(overrides, &EnrichOverrides::default())?.0)
     }
 
     /// The configuration, and the file as it is written, to tell what comes from there.
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub fn load_with_file(overrides: &Overrides) -> Result<(Self, toml::Table), ConfigError> {
+    pub fn load_with_file(
+        overrides: &Overrides,
+        enrich: &EnrichOverrides,
+    ) -> Result<(Self, toml::Table), ConfigError> {
         let (raw, file) = match &overrides.config {
             Some(path) => read_file(path)?,
             None => Default::default(),
         };
-        let config = Self::check_with(overrides, raw, &Secrets::of_environment()?)?;
+        let config = Self::check_with(overrides, enrich, raw, &Secrets::of_environment()?)?;
         Ok((config, file))
     }
 
@@ -212,14 +220,27 @@ impl Config {
     /// # Errors
     /// None that is known: defaults are valid.
     pub fn defaults() -> Result<Self, ConfigError> {
-        Self::check(&Overrides::default(), Raw::default())
+        Self::check(
+            &Overrides::default(),
+            &EnrichOverrides::default(),
+            Raw::default(),
+        )
     }
 
-    fn check(flags: &Overrides, raw: Raw) -> Result<Self, ConfigError> {
-        Self::check_with(flags, raw, &Secrets::default())
+    fn check(
+        flags: &Overrides,
+        enrich_flags: &EnrichOverrides,
+        raw: Raw,
+    ) -> Result<Self, ConfigError> {
+        Self::check_with(flags, enrich_flags, raw, &Secrets::default())
     }
 
-    fn check_with(flags: &Overrides, raw: Raw, secrets: &Secrets) -> Result<Self, ConfigError> {
+    fn check_with(
+        flags: &Overrides,
+        enrich_flags: &EnrichOverrides,
+        raw: Raw,
+        secrets: &Secrets,
+    ) -> Result<Self, ConfigError> {
         let bus = flags
             .bus
             .clone()
@@ -304,6 +325,7 @@ impl Config {
             pns_held_max: raw.pns.held_max.unwrap_or(4_096),
             outbox_max_bytes,
             processes_interval,
+            keep_privileges: flags.keep_privileges || raw.keep_privileges,
             http_listen,
             http_listen_anywhere,
             log_filter: flags
@@ -321,6 +343,7 @@ impl Config {
                     ));
                 }
             },
+            enrich: enrich::settings(enrich_flags, raw.enrich)?,
         })
     }
 }
@@ -510,7 +533,8 @@ mod tests {
 
     fn load(text: &str) -> Result<Config, String> {
         let (raw, _) = parse(text).map_err(|wrong| format!("{wrong:?}"))?;
-        Config::check(&Overrides::default(), raw).map_err(|error| error.to_string())
+        Config::check(&Overrides::default(), &EnrichOverrides::default(), raw)
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -540,6 +564,13 @@ mod tests {
             ("http.listen = \"localhost\"", "http.listen"),
             ("http.listen = \"0.0.0.0:9464\"", "http.listen_anywhere"),
             ("bus = 7", "invalid type"),
+            ("enrich.preset = \"falco\"", "no PID namespace"),
+            ("enrich.field_pns = [\"a..b\"]", "enrich.field_pns"),
+            ("enrich.time_unit = \"h\"", "enrich.time_unit"),
+            ("enrich.on_invalid = \"stop\"", "enrich.on_invalid"),
+            ("enrich.grace = \"1h\"", "5m at most"),
+            ("enrich.input = \"a b\"", "enrich.input"),
+            ("enrich.input = \"a\"\nenrich.output = \"a\"", "go round"),
         ];
         for (text, expected) in cases {
             let error = load(text).err().unwrap_or_default();
@@ -554,7 +585,8 @@ mod tests {
             ..Overrides::default()
         };
         let raw = toml::from_str("resync_interval = \"7s\"").expect("valid TOML");
-        let config = Config::check(&flags, raw).expect("valid settings");
+        let config =
+            Config::check(&flags, &EnrichOverrides::default(), raw).expect("valid settings");
         assert_eq!(config.resync_interval, Duration::from_secs(9));
     }
 }

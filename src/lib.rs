@@ -4,6 +4,7 @@ pub mod backoff;
 pub mod cli;
 pub mod collector;
 pub mod config;
+pub mod enrich;
 pub mod fdstore;
 #[cfg(test)]
 mod fuzzing;
@@ -14,6 +15,7 @@ pub mod local;
 pub mod model;
 pub mod notify;
 pub mod outbox;
+pub mod privileges;
 pub mod procfs;
 pub mod reconcile;
 pub mod runtime;

@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use quaymaster::cli::{
-    self, config, doctor, exec, list, local, outbox, ports, processes, run, schema, topics, whois,
+    self, config, doctor, enrich, exec, list, local, outbox, ports, processes, run, schema, topics,
+    whois,
 };
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
@@ -31,6 +32,8 @@ enum Command {
     List(list::ListArgs),
     /// Run a command in a container
     Exec(exec::ExecArgs),
+    /// Add the container to process events: join a topic of events with the mappings
+    Enrich(Box<enrich::EnrichArgs>),
     /// Say whose a process, a PID namespace or a container is
     Whois(whois::WhoisArgs),
     /// Print the host's processes with their containers, or send them to the bus
@@ -67,6 +70,10 @@ enum Command {
 fn main() -> ExitCode {
     let matches = Arguments::command().get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let ready = match ready(&arguments.command) {
+        Ok(ready) => ready,
+        Err(failure) => return ExitCode::from(ended(Err(failure), &mut std::io::stderr())),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -81,17 +88,30 @@ fn main() -> ExitCode {
             return ExitCode::from(cli::EXIT_FAILURE);
         }
     };
-    let code = runtime.block_on(dispatch(&arguments.command, &matches));
+    let code = runtime.block_on(dispatch(&arguments.command, ready, &matches));
     // A task that hangs in a system call must not keep the process.
     runtime.shutdown_background();
     ExitCode::from(code)
 }
 
-async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
+/// The daemon gives up its privileges before there are threads that would keep them.
+fn ready(command: &Command) -> Result<Option<run::Ready>, cli::Failure> {
+    if let Command::Run(args) = command {
+        run::ready(args).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+async fn dispatch(command: &Command, ready: Option<run::Ready>, matches: &ArgMatches) -> u8 {
     let mut out = std::io::stdout();
     let mut err = std::io::stderr();
     match command {
-        Command::Run(args) => ended(run::run(args).await, &mut err),
+        Command::Run(_) => match ready {
+            Some(ready) => ended(run::run(ready).await, &mut err),
+            None => cli::EXIT_FAILURE,
+        },
+        Command::Enrich(args) => ended(enrich::run(args).await, &mut err),
         Command::List(args) => {
             let processes = ProcessTable::open(Path::new("/proc")).ok();
             let pns_of = move |pid| Some(pns_text(processes.as_ref()?.pns_inode(pid)?));
@@ -107,7 +127,7 @@ async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
         ),
         Command::Config { command } => {
             let matches = matches.subcommand_matches("config");
-            ended(config::run(command, matches, &mut out), &mut err)
+            ended(config::run(command, matches, &mut out).await, &mut err)
         }
         Command::Doctor(args) => ended(doctor::run(args, &mut out).await, &mut err),
         Command::Outbox { command } => ended(outbox::run(command, &mut out), &mut err),

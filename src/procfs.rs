@@ -22,6 +22,10 @@ use crate::reconcile::{FdToken, Process, ProcessReading};
 /// Longest file that is read of a process. `status` and `cgroup` have some KiB.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
+/// A clock that is so far from where it should be has been stepped, by a person or by a time server; slewing moves it by
+/// at most 0.5 ms a second (adjtimex(2)), and two readings are not made at one instant.
+const CLOCK_STEP_MS: u64 = 1_000;
+
 /// The fds on namespaces that mappings hold, by token.
 #[derive(Debug, Default)]
 pub struct NamespaceFds {
@@ -74,8 +78,9 @@ impl NamespaceFds {
 pub struct ProcessTable {
     root: PathBuf,
     ticks_per_second: u64,
-    /// REALTIME − BOOTTIME in milliseconds, computed once.
-    boot_time_ms: u64,
+    /// REALTIME − BOOTTIME in milliseconds: computed anew only when the clock has been stepped, so that slewing does
+    /// not give one process two starts.
+    boot_time_ms: AtomicU64,
     host_pns_inode: u64,
     fds: NamespaceFds,
 }
@@ -94,7 +99,7 @@ impl ProcessTable {
         Ok(Self {
             root: root.to_owned(),
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
-            boot_time_ms: boot_time_ms(),
+            boot_time_ms: AtomicU64::new(boot_time_ms()),
             host_pns_inode,
             fds: NamespaceFds::default(),
         })
@@ -219,9 +224,18 @@ impl ProcessTable {
         })
     }
 
+    fn boot_time_ms(&self) -> u64 {
+        let (known, now) = (self.boot_time_ms.load(Ordering::Relaxed), boot_time_ms());
+        if known.abs_diff(now) < CLOCK_STEP_MS {
+            return known;
+        }
+        self.boot_time_ms.store(now, Ordering::Relaxed);
+        now
+    }
+
     /// A process's start in unix milliseconds, less one tick.
     pub(crate) fn start_ms(&self, start_ticks: u64) -> u64 {
-        self.boot_time_ms + start_ticks.saturating_sub(1) * 1_000 / self.ticks_per_second
+        self.boot_time_ms() + start_ticks.saturating_sub(1) * 1_000 / self.ticks_per_second
     }
 }
 
@@ -245,10 +259,9 @@ fn read_at(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
 
 fn boot_time_ms() -> u64 {
     use rustix::time::{ClockId, clock_gettime};
-    let real = clock_gettime(ClockId::Realtime);
     let boot = clock_gettime(ClockId::Boottime);
-    let to_ms = |time: rustix::time::Timespec| time.tv_sec * 1_000 + time.tv_nsec / 1_000_000;
-    u64::try_from(to_ms(real) - to_ms(boot)).unwrap_or(0)
+    let boot_ms = boot.tv_sec * 1_000 + boot.tv_nsec / 1_000_000;
+    crate::runtime::watch::now_ms().saturating_sub(u64::try_from(boot_ms).unwrap_or(0))
 }
 
 /// The kernel's 64-bit id of a namespace (`NS_GET_ID`, Linux 6.18); `None` on kernels without it.

@@ -5,6 +5,7 @@
 mod choose;
 pub mod config;
 pub mod doctor;
+pub mod enrich;
 pub mod exec;
 mod gather;
 pub mod list;

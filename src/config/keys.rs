@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::Config;
+use crate::enrich::fields::{HostSource, Pointer};
 use crate::sink::ManageTopics;
 use crate::sink::access::{NamedFile, NatsLogin, Secret, TlsIdentity};
 use crate::telemetry::LogFormat;
@@ -29,6 +30,15 @@ pub struct Key {
     sample: &'static str,
     /// Its value; `None` where it is not set.
     pub value: fn(&Config) -> Option<Value>,
+}
+
+/// The keys that a running daemon takes anew at SIGHUP. Files of certificates and secrets are read anew by themselves.
+pub const RELOADED: [&str; 2] = ["resync_interval", "log.filter"];
+
+/// The names of the keys whose values differ.
+pub fn changed(before: &Config, after: &Config) -> Vec<&'static str> {
+    let differs = |key: &&Key| (key.value)(before) != (key.value)(after);
+    KEYS.iter().filter(differs).map(|key| key.name).collect()
 }
 
 /// All settings, in the order in which they stand in the example; those without a table first.
@@ -85,6 +95,13 @@ pub const KEYS: &[Key] = &[
         about: "Where the host's /proc is mounted.",
         sample: "",
         value: |config| text(config.procfs.display()),
+    },
+    Key {
+        name: "keep_privileges",
+        flag: Some("keep_privileges"),
+        about: "Keep all powers that the daemon was started with, for kernels where giving them up fails.",
+        sample: "",
+        value: |config| Some(Value::Boolean(config.keep_privileges)),
     },
     Key {
         name: "librdkafka",
@@ -312,6 +329,118 @@ pub const KEYS: &[Key] = &[
             })
         },
     },
+    Key {
+        name: "enrich.input",
+        flag: Some("input"),
+        about: "The topic, or NATS subject, of the process events that `quaymaster enrich` reads.",
+        sample: "quaymaster.processes",
+        value: |config| config.enrich.input.as_ref().and_then(text),
+    },
+    Key {
+        name: "enrich.output",
+        flag: Some("output"),
+        about: "The topic, or NATS subject, of the enriched events.",
+        sample: "quaymaster.processes.enriched",
+        value: |config| config.enrich.output.as_ref().and_then(text),
+    },
+    Key {
+        name: "enrich.group",
+        flag: Some("group"),
+        about: "The consumer group, or the durable consumer: members of one group share the input.",
+        sample: "",
+        value: |config| text(&config.enrich.group),
+    },
+    Key {
+        name: "enrich.preset",
+        flag: Some("preset"),
+        about: "The events' format: quaymaster, elkeid, tetragon, tracee or osquery.",
+        sample: "",
+        value: |config| text(config.enrich.preset.as_str()),
+    },
+    Key {
+        name: "enrich.field_host",
+        flag: Some("field_host"),
+        about: "Where the host's id is: paths such as \"/fields/host_id\", \"key\" for the message's key, or \"=ID\" for all; from the preset.",
+        sample: "",
+        value: |config| host(&config.enrich.fields.host),
+    },
+    Key {
+        name: "enrich.field_pns",
+        flag: Some("field_pns"),
+        about: "Where the PID namespace is: a number, or pid:[NUMBER]; the first that is there counts; from the preset.",
+        sample: "",
+        value: |config| pointers(&config.enrich.fields.pns),
+    },
+    Key {
+        name: "enrich.field_time",
+        flag: Some("field_time"),
+        about: "Where the event's time is; none: the message's own time; from the preset.",
+        sample: "",
+        value: |config| pointers(&config.enrich.fields.time),
+    },
+    Key {
+        name: "enrich.time_unit",
+        flag: Some("time_unit"),
+        about: "What the time's numbers are: auto, s, ms, us or ns.",
+        sample: "",
+        value: |config| text(config.enrich.fields.time_unit.as_str()),
+    },
+    Key {
+        name: "enrich.field_mnt_ns",
+        flag: Some("field_mnt_ns"),
+        about: "Where the mount namespace is, for PID namespaces that containers share; from the preset.",
+        sample: "",
+        value: |config| pointers(&config.enrich.fields.mnt_ns),
+    },
+    Key {
+        name: "enrich.field_cgroup",
+        flag: Some("field_cgroup"),
+        about: "Where the cgroup's path is, for the same; from the preset.",
+        sample: "",
+        value: |config| pointers(&config.enrich.fields.cgroup),
+    },
+    Key {
+        name: "enrich.added_field",
+        flag: Some("added_field"),
+        about: "The name of the object that is added to each event; from the preset.",
+        sample: "",
+        value: |config| text(&config.enrich.added_field),
+    },
+    Key {
+        name: "enrich.grace",
+        flag: Some("grace"),
+        about: "How long an event waits for its mapping, 5m at most.",
+        sample: "",
+        value: |config| time(config.enrich.grace),
+    },
+    Key {
+        name: "enrich.waiting_max",
+        flag: Some("waiting_max"),
+        about: "Most events that wait; beyond it the oldest go unenriched.",
+        sample: "",
+        value: |config| number(i64::try_from(config.enrich.waiting_max).unwrap_or(i64::MAX)),
+    },
+    Key {
+        name: "enrich.waiting_max_bytes",
+        flag: Some("waiting_max_bytes"),
+        about: "Most bytes of events that wait.",
+        sample: "",
+        value: |config| text(size(config.enrich.waiting_max_bytes)),
+    },
+    Key {
+        name: "enrich.on_invalid",
+        flag: Some("on_invalid"),
+        about: "What becomes of events that cannot be joined: pass, drop or topic.",
+        sample: "",
+        value: |config| text(config.enrich.on_invalid.as_str()),
+    },
+    Key {
+        name: "enrich.invalid_topic",
+        flag: Some("invalid_topic"),
+        about: "The topic for them; by default the output's name and .invalid.",
+        sample: "quaymaster.processes.invalid",
+        value: |config| config.enrich.invalid_topic.as_ref().and_then(text),
+    },
 ];
 
 /// A key that is not known.
@@ -435,6 +564,24 @@ fn number(value: impl Into<i64>) -> Option<Value> {
     Some(Value::Integer(value.into()))
 }
 
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the table's functions give an option"
+)]
+fn pointers(pointers: &[Pointer]) -> Option<Value> {
+    let texts = pointers.iter().map(ToString::to_string);
+    Some(Value::Array(texts.map(Value::String).collect()))
+}
+
+fn host(host: &HostSource) -> Option<Value> {
+    let one = |text: String| Some(Value::Array(vec![Value::String(text)]));
+    match host {
+        HostSource::Fields(fields) => pointers(fields),
+        HostSource::Key => one("key".to_owned()),
+        HostSource::Constant(host) => one(format!("={host}")),
+    }
+}
+
 fn time(value: Duration) -> Option<Value> {
     text(humantime::format_duration(value))
 }
@@ -456,10 +603,12 @@ mod tests {
 
     use super::*;
     use crate::config::Overrides;
+    use crate::config::enrich::EnrichOverrides;
 
     fn load(text: &str) -> Config {
         let raw = super::super::parse(text).expect("the text is valid");
-        Config::check(&Overrides::default(), raw.0).expect("its values are valid")
+        Config::check(&Overrides::default(), &EnrichOverrides::default(), raw.0)
+            .expect("its values are valid")
     }
 
     #[test]
@@ -505,6 +654,7 @@ mod tests {
     #[test]
     fn each_flag_belongs_to_a_key() {
         let command = Overrides::augment_args(clap::Command::new("test"));
+        let command = EnrichOverrides::augment_args(command);
         let flags: Vec<_> = command
             .get_arguments()
             .map(|argument| argument.get_id().as_str())

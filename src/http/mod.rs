@@ -10,6 +10,7 @@
 mod metrics;
 
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use crate::heartbeat::Heartbeat;
 use crate::local::periodic::Figures;
 use crate::runtime::watch::now_ms;
 use crate::sink::SinkHealth;
-use crate::wire::{Renderer, Status};
+use crate::wire::Renderer;
 
 /// Connections that are served at once: a Prometheus, a kubelet and a person need three.
 pub const CONNECTIONS_MAX: usize = 32;
@@ -48,6 +49,24 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// What is served.
+pub trait Page: Send + Sync + 'static {
+    /// Why the process should be killed, if it should. A bus or a runtime that is away is no reason.
+    fn dead(&self) -> Option<String>;
+
+    /// Why it does not do its work yet, or not now.
+    fn unready(&self) -> Option<String>;
+
+    /// The metrics, in the OpenMetrics format.
+    ///
+    /// # Errors
+    /// None that is known: a string takes all that is written.
+    fn metrics(&self) -> Result<String, fmt::Error>;
+
+    /// The status, as JSON.
+    fn status(&self) -> Vec<u8>;
+}
+
 /// What can be looked at.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -63,15 +82,13 @@ pub struct View {
     pub processes: Option<Arc<Figures>>,
 }
 
-impl View {
-    /// Why the process should be killed, if it should. A bus or a runtime that is away is no reason.
+impl Page for View {
     fn dead(&self) -> Option<String> {
         let age = self.heartbeat.age();
         (age > LIFE_AGE_MAX)
             .then(|| format!("the collector has not gone round for {} s", age.as_secs()))
     }
 
-    /// Why it does not do its work yet, or not now.
     fn unready(&self) -> Option<String> {
         let state = self.snapshot.borrow().status.state;
         let health = self.health.borrow();
@@ -87,14 +104,22 @@ impl View {
         }
     }
 
-    /// The status with what is owed at this moment.
-    fn status(&self) -> Status {
-        let snapshot = self.snapshot.borrow();
-        let mut status = snapshot.status.clone();
-        status.state = word_of(status.state);
-        status.outbox.messages = snapshot.totals.messages;
-        status.outbox.bytes = snapshot.totals.bytes;
-        status
+    fn metrics(&self) -> Result<String, fmt::Error> {
+        metrics::text(self)
+    }
+
+    /// With what is owed at this moment.
+    fn status(&self) -> Vec<u8> {
+        let status = {
+            let snapshot = self.snapshot.borrow();
+            let mut status = snapshot.status.clone();
+            status.state = word_of(status.state);
+            status.outbox.messages = snapshot.totals.messages;
+            status.outbox.bytes = snapshot.totals.bytes;
+            status
+        };
+        let message = self.renderer.render_status(&status, 0, now_ms());
+        message.value.as_deref().unwrap_or_default().to_vec()
     }
 }
 
@@ -104,8 +129,8 @@ fn word_of(state: &'static str) -> &'static str {
 }
 
 /// Serves until `stop`. Connections that are open then are dropped.
-pub async fn serve(listener: TcpListener, view: View, stop: CancellationToken) {
-    let view = Arc::new(view);
+pub async fn serve(listener: TcpListener, page: impl Page, stop: CancellationToken) {
+    let page: Arc<dyn Page> = Arc::new(page);
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -120,10 +145,10 @@ pub async fn serve(listener: TcpListener, view: View, stop: CancellationToken) {
         while connections.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) => {
-                let view = Arc::clone(&view);
+                let page = Arc::clone(&page);
                 connections.spawn(async move {
                     let _place = place;
-                    connection(stream, view).await;
+                    connection(stream, page).await;
                 });
             }
             Err(error) => {
@@ -135,9 +160,9 @@ pub async fn serve(listener: TcpListener, view: View, stop: CancellationToken) {
     connections.shutdown().await;
 }
 
-async fn connection(stream: TcpStream, view: Arc<View>) {
+async fn connection(stream: TcpStream, page: Arc<dyn Page>) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &view);
+        let response = answer(&request, &*page);
         async move { Ok::<_, Infallible>(response) }
     });
     let serving = hyper::server::conn::http1::Builder::new()
@@ -154,7 +179,7 @@ async fn connection(stream: TcpStream, view: Arc<View>) {
     }
 }
 
-fn answer(request: &Request<Incoming>, view: &View) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, page: &dyn Page) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = respond(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET\n");
         let headers = response.headers_mut();
@@ -162,20 +187,16 @@ fn answer(request: &Request<Incoming>, view: &View) -> Response<Full<Bytes>> {
         return response;
     }
     match request.uri().path() {
-        "/metrics" => match metrics::text(view) {
+        "/metrics" => match page.metrics() {
             Ok(text) => respond(StatusCode::OK, OPENMETRICS, text),
             Err(error) => {
                 tracing::error!(%error, "the metrics cannot be written");
                 respond(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "failed\n")
             }
         },
-        "/livez" => judged(view.dead()),
-        "/readyz" => judged(view.unready()),
-        "/status" => {
-            let message = view.renderer.render_status(&view.status(), 0, now_ms());
-            let text = message.value.as_deref().unwrap_or_default().to_vec();
-            respond(StatusCode::OK, JSON, text)
-        }
+        "/livez" => judged(page.dead()),
+        "/readyz" => judged(page.unready()),
+        "/status" => respond(StatusCode::OK, JSON, page.status()),
         _ => respond(
             StatusCode::NOT_FOUND,
             TEXT,

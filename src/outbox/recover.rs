@@ -67,6 +67,7 @@ impl Outbox {
 
     fn try_open(directory: &Path, owner: &Owner, options: Options) -> Result<Opened, OutboxError> {
         let database = open_database(directory)?;
+        let database = or_damage(directory, || checked(database, directory))?;
         let loaded = or_damage(directory, || {
             let loaded = Loaded::read(&database, directory)?;
             look_through(&database).map_err(|fault| OutboxError::of("read", directory, fault))?;
@@ -301,6 +302,14 @@ fn database_error(action: &'static str, directory: &Path, source: redb::Error) -
         path: directory.to_owned(),
         source: Box::new(source),
     }
+}
+
+/// Looks at the checksum of every page. redb does so by itself only after a crash: what was closed well would be believed,
+/// and a byte that flipped since would be sent as it is.
+fn checked(mut database: Database, directory: &Path) -> Result<Database, OutboxError> {
+    let checked = database.check_integrity();
+    checked.map_err(|error| database_error("check", directory, error.into()))?;
+    Ok(database)
 }
 
 /// Opens or makes the database.

@@ -1,5 +1,7 @@
 //! The outbox on a real file.
 
+mod flips;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;

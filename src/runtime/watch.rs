@@ -27,6 +27,15 @@ use crate::telemetry;
 const INSPECTS_MAX: usize = 8;
 /// From how many containers on sketches are worth a call of their own.
 const SKETCHES_MIN: usize = 8;
+/// Waits between looks at a container whose process is another's by its cgroup. dockerd and containerd notice the end of a
+/// process within some 10 ms, and later on a machine that is busy.
+const NOTICING_WAITS: [Duration; 3] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(750),
+];
+/// Hex digits in an id of Docker and CRI.
+const ID_DIGITS: usize = 64;
 /// How often a quiet connection is asked for a sign of life.
 const IDLE_CHECK: Duration = Duration::from_secs(10);
 /// How often a runtime without a stream is listed.
@@ -541,6 +550,10 @@ impl Job {
                 process: Some(reading),
             });
         }
+        if names_other(&reading, id) {
+            self.release(reading);
+            return self.look_until_noticed(id, kind, pid).await;
+        }
         self.look_again(id, kind, pid, reading).await
     }
 
@@ -548,6 +561,38 @@ impl Job {
     fn read(&self, pid: u32) -> ProcessReading {
         let uid = self.client.info().peer_uid;
         self.context.processes.read_of_user(pid, uid)
+    }
+
+    /// The process is another container's by its cgroup: the pid was given away, and the runtime has not noticed yet; or
+    /// several containers do have one process (gVisor), and then it still says so after all waits.
+    async fn look_until_noticed(
+        &self,
+        id: &ContainerId,
+        kind: ContainerKind,
+        pid: u32,
+    ) -> Result<InspectOutcome, RuntimeError> {
+        for wait in NOTICING_WAITS {
+            tokio::time::sleep(wait).await;
+            self.figures.calls.fetch_add(1, Ordering::Relaxed);
+            let container = match self.client.inspect(id, kind).await? {
+                Inspection::Found(container) => container,
+                Inspection::Gone => return Ok(InspectOutcome::Gone),
+            };
+            let found = live_pid(&container);
+            if found != Some(pid) || wait == NOTICING_WAITS[NOTICING_WAITS.len() - 1] {
+                let process = found.map(|pid| self.read(pid));
+                return Ok(InspectOutcome::Found { container, process });
+            }
+        }
+        Ok(InspectOutcome::Failed)
+    }
+
+    fn release(&self, reading: ProcessReading) {
+        if let ProcessReading::Alive(process) = reading
+            && let Some(fd) = process.fd
+        {
+            self.context.processes.fds().release(fd);
+        }
     }
 
     /// The process's cgroup does not name the container: a second inspect must agree on the pid.
@@ -567,11 +612,7 @@ impl Job {
         let process = if agreed {
             Some(reading)
         } else {
-            if let ProcessReading::Alive(process) = reading
-                && let Some(fd) = process.fd
-            {
-                self.context.processes.fds().release(fd);
-            }
+            self.release(reading);
             None
         };
         match second? {
@@ -597,6 +638,18 @@ fn names_container(reading: &ProcessReading, id: &ContainerId) -> bool {
     match reading {
         ProcessReading::Alive(process) => process.cgroup.contains(id.as_str()),
         ProcessReading::Dead | ProcessReading::Denied => true,
+    }
+}
+
+/// Whether the cgroup names some other container: a runtime's ids are 64 hex digits.
+fn names_other(reading: &ProcessReading, id: &ContainerId) -> bool {
+    let is_id = |word: &str| word.len() == ID_DIGITS && word != id.as_str();
+    match reading {
+        ProcessReading::Alive(process) => process
+            .cgroup
+            .split(|c: char| !c.is_ascii_hexdigit())
+            .any(is_id),
+        ProcessReading::Dead | ProcessReading::Denied => false,
     }
 }
 

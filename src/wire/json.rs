@@ -108,6 +108,7 @@ struct RecordJson<'a> {
 struct MemberJson<'a> {
     container_id: &'a str,
     container_name: &'a str,
+    image_name: &'a str,
     kind: &'a str,
     pid: u32,
     mnt_ns: u64,
@@ -260,6 +261,7 @@ fn member(member: &Member) -> MemberJson<'_> {
     MemberJson {
         container_id: member.container_id.as_str(),
         container_name: &member.container_name,
+        image_name: &member.image_name,
         kind: member.kind.as_str(),
         pid: member.pid,
         mnt_ns: member.mnt_ns,

@@ -57,6 +57,13 @@ impl Setup {
         &self.dir
     }
 
+    /// Log lines at ERROR that are expected, by a part of their text.
+    pub(crate) fn expecting(mut self, errors: &[&str]) -> Self {
+        self.expected_errors
+            .extend(errors.iter().map(|&error| error.to_owned()));
+        self
+    }
+
     /// What all its lives wrote to stdout.
     pub(crate) fn stdout(&self) -> PathBuf {
         self.dir.join("stdout")
@@ -125,6 +132,11 @@ impl Collector<'_> {
         self.check_log()?;
         self.is_ended = true;
         Ok(())
+    }
+
+    /// Stops it where it is; only SIGKILL ends it then.
+    pub(crate) fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
     }
 
     /// Ends it with SIGKILL.

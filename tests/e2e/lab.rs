@@ -168,6 +168,13 @@ pub(crate) fn script(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// Writes a line past the test harness's capture.
+pub(crate) fn tell(line: &str) {
+    use std::io::Write as _;
+    // Nobody to tell when stderr is gone.
+    let _ = std::io::stderr().write_all(format!("tests/e2e: {line}\n").as_bytes());
+}
+
 #[expect(clippy::print_stderr, reason = "a skipped test has to be seen")]
 fn skipped(why: &str) {
     eprintln!(

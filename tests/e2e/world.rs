@@ -23,6 +23,44 @@ pub(crate) struct Seen {
     pub(crate) state: String,
 }
 
+/// After this many seconds a start counts as held.
+const HELD_S: &str = "10";
+
+/// How long starts took.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Times {
+    ms: Vec<f64>,
+    /// Whether one of them did not end.
+    pub(crate) is_held: bool,
+}
+
+impl Times {
+    /// How many were done.
+    pub(crate) fn count(&self) -> usize {
+        self.ms.len()
+    }
+
+    /// Takes others in.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.ms.extend(other.ms);
+        self.is_held |= other.is_held;
+    }
+}
+
+impl std::fmt::Display for Times {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut sorted = self.ms.clone();
+        sorted.sort_by(f64::total_cmp);
+        let p50 = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+        let max = sorted.last().copied().unwrap_or(0.0);
+        write!(f, "{p50:.0} and {max:.0} ms of {}", sorted.len())?;
+        if self.is_held {
+            write!(f, ", then held")?;
+        }
+        Ok(())
+    }
+}
+
 /// The docker command line on one socket.
 pub(crate) struct Docker {
     cli: String,
@@ -157,6 +195,33 @@ impl Cri {
             ids.push(id);
         }
         Ok(ids)
+    }
+
+    /// Takes the times of short lives in a pod, one after another. One that is not done within [`HELD_S`] counts as
+    /// held, and ends it.
+    pub(crate) fn times(
+        &self,
+        pod: &str,
+        name: &str,
+        count: usize,
+        labels: &[String],
+    ) -> Result<Times> {
+        let mut command = Command::new(script("cri"));
+        command.env("LAB_CGROUP", &self.cgroup);
+        command.args(["--socket", &self.socket, "--timeout", HELD_S, "times"]);
+        command.args(["--count", &count.to_string()]);
+        for label in labels {
+            command.args(["--label", label]);
+        }
+        let said = run(command.args([pod, name, "--", "/bin/true"]))?;
+        let mut times = Times::default();
+        for line in said.lines() {
+            match line.parse() {
+                Ok(ms) => times.ms.push(ms),
+                Err(_) => times.is_held = true,
+            }
+        }
+        Ok(times)
     }
 
     /// All containers and sandboxes, by id.

@@ -85,6 +85,33 @@ async fn a_kafka_that_stops_dies_or_freezes_costs_nothing() -> anyhow::Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nats_that_refuses_what_it_is_given_gets_it_later() -> anyhow::Result<()> {
+    let Some(broker) = Broker::Nats.fragile().await? else {
+        return Ok(());
+    };
+    if !can_unshare()? {
+        return Ok(());
+    }
+    let prefix = fresh_topics().prefix.replace('.', "_");
+    let bus = Bus::nats(&broker.servers[0], &prefix);
+    let mut course = Course::start(Setup::new("refusing, NATS", Some(bus))).await?;
+    for _ in 0..2 {
+        course.live(20).await?;
+        course.converge().await?;
+        course.count("bus refusing writes");
+        course.refuse(true).await?;
+        course.live(40).await?;
+        course.kill().await?;
+        course.live(10).await?;
+        course.refuse(false).await?;
+        course.live(5).await?;
+        course.converge().await?;
+    }
+    course.finish()?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_nats_that_stops_dies_or_freezes_costs_nothing() -> anyhow::Result<()> {
     let Some(broker) = Broker::Nats.fragile().await? else {
         return Ok(());

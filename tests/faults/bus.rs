@@ -81,20 +81,37 @@ impl Bus {
         }
     }
 
-    /// What the collector is told.
-    pub(crate) fn arguments(&self) -> Vec<String> {
+    /// What the collector is told. `through` is an address before the bus.
+    pub(crate) fn arguments(&self, through: Option<&str>) -> Vec<String> {
         match self {
             Self::Stdout { .. } => vec!["--bus=stdout:".to_owned()],
             Self::Kafka { server, prefix, .. } => vec![
-                format!("--bus=kafka://{server}"),
+                format!("--bus=kafka://{}", through.unwrap_or(server)),
                 format!("--topics-prefix={prefix}"),
                 "--topics-partitions=1".to_owned(),
             ],
             Self::Nats { server, prefix, .. } => vec![
-                format!("--bus=nats://{server}"),
+                format!("--bus=nats://{}", through.unwrap_or(server)),
                 format!("--topics-prefix={prefix}"),
             ],
         }
+    }
+
+    /// A stream of NATS that is full takes nothing more, and says so. A Kafka that refuses is in tests/sink.
+    pub(crate) async fn refuse(&mut self, refuses: bool) -> anyhow::Result<()> {
+        let Self::Nats { server, prefix, .. } = self else {
+            bail!("only NATS can be filled");
+        };
+        let context = jetstream::new(async_nats::connect(server.as_str()).await?);
+        let name = format!("{}_DELTAS", prefix.to_uppercase());
+        let stream = context.get_stream(&name).await?;
+        let mut config = stream.cached_info().config.clone();
+        (config.discard, config.max_messages) = match refuses {
+            true => (jetstream::stream::DiscardPolicy::New, 1),
+            false => (jetstream::stream::DiscardPolicy::Old, -1),
+        };
+        context.update_stream(&config).await?;
+        Ok(())
     }
 
     /// All that came since the last time. Between topics there is no order.

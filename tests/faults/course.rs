@@ -1,6 +1,7 @@
 //! A course: a world, a collector, a bus and an oracle; faults by chance, and checkpoints where all must agree.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ const CONVERGE_MAX: Duration = Duration::from_secs(90);
 const ATTACH_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for stories after the state agrees: a deletion is held back while events of its run may come.
 const STORY_MAX: Duration = Duration::from_secs(10);
+/// How long a runtime may not have noticed the end of a process, in milliseconds: dockerd takes some ten.
+const UNNOTICED_MS_MAX: u64 = 60;
 /// How long mappings linger here.
 const LINGER: &str = "1s";
 
@@ -59,6 +62,10 @@ pub(crate) struct Setup {
     pub(crate) arguments: Vec<String>,
     /// Where its state is; by default a new folder.
     pub(crate) state_dir: Option<PathBuf>,
+    /// Where the collector finds the bus, if not where it is.
+    pub(crate) through: Option<String>,
+    /// What it finds in its environment.
+    pub(crate) environment: Vec<(&'static str, OsString)>,
     /// What of its log is an error that the course causes.
     pub(crate) starts: bool,
 }
@@ -70,6 +77,8 @@ impl Setup {
             bus,
             arguments: Vec::new(),
             state_dir: None,
+            through: None,
+            environment: Vec::new(),
             starts: true,
         }
     }
@@ -88,7 +97,7 @@ impl Course {
         let state_dir = setup
             .state_dir
             .unwrap_or_else(|| folder.path().join("state"));
-        let mut arguments = bus.arguments();
+        let mut arguments = bus.arguments(setup.through.as_deref());
         arguments.extend([
             format!("--state-dir={}", state_dir.display()),
             format!(
@@ -102,7 +111,7 @@ impl Course {
             format!("--log={}", log_filter()),
         ]);
         arguments.extend(setup.arguments);
-        let mut daemon = Daemon::new(folder.path(), arguments);
+        let mut daemon = Daemon::new(folder.path(), arguments, setup.environment);
         if setup.starts {
             daemon.spawn()?;
         }
@@ -177,18 +186,29 @@ impl Course {
     }
 
     pub(crate) fn disturb(&mut self) {
-        self.world.disturb(Side::Docker);
-        self.world.disturb(Side::Cri);
+        self.world.disturb_all();
     }
 
-    /// One fault of a runtime, of seven kinds.
+    /// A pid is another container's before its first one's runtime has noticed.
+    pub(crate) async fn reuse_pid(&mut self) -> anyhow::Result<()> {
+        let Some((first, other)) = self.world.begin_reuse()? else {
+            return Ok(());
+        };
+        self.count("pid reused before it was read");
+        let unnoticed_ms = self.rng.below(UNNOTICED_MS_MAX);
+        tokio::time::sleep(Duration::from_millis(unnoticed_ms)).await;
+        self.world.end_reuse(&first, &other);
+        Ok(())
+    }
+
+    /// One fault of a runtime, of eight kinds.
     pub(crate) async fn runtime_fault(&mut self, kind: u64) -> anyhow::Result<()> {
         let side = if self.rng.percent(50) {
             Side::Docker
         } else {
             Side::Cri
         };
-        match kind % 7 {
+        match kind % 8 {
             0 => {
                 self.count("stream ended");
                 self.end_stream(side);
@@ -226,12 +246,18 @@ impl Course {
                 self.live(4).await?;
                 self.world.heal();
             }
+            6 => self.reuse_pid().await?,
             _ => {
                 self.count("burst of 800 events");
                 self.world.burst(200);
             }
         }
         Ok(())
+    }
+
+    /// The bus takes no deltas any more, or again.
+    pub(crate) async fn refuse(&mut self, refuses: bool) -> anyhow::Result<()> {
+        self.bus.refuse(refuses).await
     }
 
     fn end_stream(&mut self, side: Side) {
@@ -373,7 +399,7 @@ impl Course {
         let p50 = times.get(times.len() / 2).copied().unwrap_or(0);
         let max = times.last().copied().unwrap_or(0);
         report(&format!(
-            "{}: {:.0} s; faults {:?}; {} changes, {} events; on the bus {} messages, {} deltas, {} doubled, {} gaps, \
+            "{}: {:.0} s; faults {:?}; {} changes, {} events, {} of them late; on the bus {} messages, {} deltas, {} doubled, {} gaps, \
              {} tombstones, {} epochs, {} lines of lost epochs; {} steps owed for sure, lost {}; out of order 0; \
              wrong owner {}; converged {} times, p50 {p50} ms, max {max} ms",
             self.name,
@@ -381,6 +407,7 @@ impl Course {
             self.figures.faults,
             self.world.changes,
             self.world.events,
+            self.world.overtaken,
             self.oracle.messages,
             self.oracle.deltas,
             self.oracle.doubled,
@@ -427,7 +454,7 @@ fn seed() -> u64 {
 
 /// What must be there for any course; `false` where it is missing and that is no error.
 pub(crate) fn can_unshare() -> anyhow::Result<bool> {
-    match crate::life::Life::begin().context("no PID namespaces can be made") {
+    match crate::life::Life::begin("none").context("no PID namespaces can be made") {
         Ok(life) => {
             life.end();
             Ok(true)

@@ -1,5 +1,6 @@
 //! The real binary as a process that is killed and started again.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ const END_MAX: Duration = Duration::from_secs(30);
 /// How it is started each time.
 pub(crate) struct Daemon {
     arguments: Vec<String>,
+    environment: Vec<(&'static str, OsString)>,
     /// What it writes to stdout, line by line, over all its lives.
     pub(crate) stdout: PathBuf,
     /// Its log, over all its lives.
@@ -23,9 +25,14 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn new(folder: &Path, arguments: Vec<String>) -> Self {
+    pub(crate) fn new(
+        folder: &Path,
+        arguments: Vec<String>,
+        environment: Vec<(&'static str, OsString)>,
+    ) -> Self {
         Self {
             arguments,
+            environment,
             stdout: folder.join("stdout"),
             log: folder.join("log"),
             child: None,
@@ -37,6 +44,7 @@ impl Daemon {
         let child = Command::new(env!("CARGO_BIN_EXE_quaymaster"))
             .arg("run")
             .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(append(&self.stdout)?)
             .stderr(append(&self.log)?)

@@ -6,6 +6,9 @@ use crate::bus::Bus;
 use crate::course::{Course, Setup, can_unshare};
 use crate::lab::{Broker, fresh_topics};
 
+/// A life that is killed in its start lasts so long at most, in milliseconds.
+pub(crate) const EARLY_MS: u64 = 80;
+
 /// Kills, with checkpoints between them.
 async fn kill_often(
     course: &mut Course,
@@ -47,6 +50,18 @@ async fn kills_at_random_instants_lose_nothing_on_stdout() -> anyhow::Result<()>
     }
     let mut course = Course::start(Setup::new("kills, stdout", None)).await?;
     kill_often(&mut course, 4, 15, 300).await?;
+    course.finish()?;
+    Ok(())
+}
+
+/// Most of a start is within that time: the state is opened, the runtimes are listed, what is owed goes out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_in_the_first_moments_lose_nothing_on_stdout() -> anyhow::Result<()> {
+    if !can_unshare()? {
+        return Ok(());
+    }
+    let mut course = Course::start(Setup::new("early kills, stdout", None)).await?;
+    kill_often(&mut course, 4, 50, EARLY_MS).await?;
     course.finish()?;
     Ok(())
 }

@@ -1,12 +1,22 @@
 //! Processes in PID namespaces of their own, so that procfs, namespaces and the reuse of their numbers are real.
 
 use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// Where cgroups may be made: version 2 beside 1, version 2 alone, or version 1.
+const HIERARCHIES: [&str; 3] = [
+    "/sys/fs/cgroup/unified",
+    "/sys/fs/cgroup",
+    "/sys/fs/cgroup/freezer",
+];
+/// How often a pid is tried to be had.
+const TAKES_MAX: usize = 10;
 /// Longest wait for a process to be there.
 const BIRTH_MAX: Duration = Duration::from_secs(10);
 
@@ -20,11 +30,30 @@ pub(crate) struct Life {
     pub(crate) inode: u64,
     /// It was not there before this unix millisecond.
     pub(crate) from_ms: u64,
+    /// Its cgroup, which names its container, where one can be made.
+    cgroup: Option<PathBuf>,
 }
 
 impl Life {
-    /// Starts a process that does nothing.
-    pub(crate) fn begin() -> anyhow::Result<Self> {
+    /// The same with a pid that another process had; `None` where somebody else was always faster.
+    pub(crate) fn begin_as(pid: u32, container: &str) -> anyhow::Result<Option<Self>> {
+        for _ in 0..TAKES_MAX {
+            // The next process gets the next number: `unshare`, and then its child.
+            let last = pid.saturating_sub(2).to_string();
+            if std::fs::write("/proc/sys/kernel/ns_last_pid", last).is_err() {
+                return Ok(None);
+            }
+            let life = Self::begin(container)?;
+            if life.pid == pid {
+                return Ok(Some(life));
+            }
+            life.end();
+        }
+        Ok(None)
+    }
+
+    /// Starts a process that does nothing, as a container's.
+    pub(crate) fn begin(container: &str) -> anyhow::Result<Self> {
         let from_ms = now_ms();
         // It reads a pipe whose other end closes with the test.
         let mut unshare = Command::new("unshare")
@@ -49,6 +78,7 @@ impl Life {
                     pid,
                     inode,
                     from_ms,
+                    cgroup: enter_cgroup(pid, container),
                 });
             }
             if began.elapsed() > BIRTH_MAX {
@@ -74,13 +104,38 @@ impl Life {
             }
         }
         let _ = self.unshare.wait();
+        if let Some(cgroup) = self.cgroup.take() {
+            let _ = std::fs::remove_dir(cgroup);
+        }
     }
+}
+
+/// Puts a process into a cgroup that names its container, as every runtime does.
+fn enter_cgroup(pid: u32, container: &str) -> Option<PathBuf> {
+    for hierarchy in HIERARCHIES {
+        let path = Path::new(hierarchy).join(format!("qf-{}-{container}", std::process::id()));
+        if std::fs::create_dir(&path).is_ok() {
+            if std::fs::write(path.join("cgroup.procs"), pid.to_string()).is_ok() {
+                return Some(path);
+            }
+            let _ = std::fs::remove_dir(&path);
+        }
+    }
+    None
 }
 
 impl Drop for Life {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// How far the host's clock is from the machine's, in nanoseconds.
+static CLOCK_OFFSET_NS: AtomicI64 = AtomicI64::new(0);
+
+/// From now on the host's clock is so far from the machine's.
+pub(crate) fn step_clock(offset_s: i64) {
+    CLOCK_OFFSET_NS.store(offset_s * 1_000_000_000, Ordering::Relaxed);
 }
 
 /// Unix time in milliseconds.
@@ -93,5 +148,6 @@ pub(crate) fn now_ns() -> u64 {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    let machine_ns = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+    machine_ns.saturating_add_signed(CLOCK_OFFSET_NS.load(Ordering::Relaxed))
 }

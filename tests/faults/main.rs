@@ -16,11 +16,14 @@ mod lab;
 
 mod brokers;
 mod bus;
+mod clock;
+mod connections;
 mod course;
 mod daemon;
 mod life;
 mod oracle;
 mod prng;
+mod proxy;
 mod world;
 
 mod disks;

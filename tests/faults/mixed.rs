@@ -7,43 +7,64 @@ use anyhow::Context as _;
 
 use crate::brokers::broker_fault;
 use crate::bus::Bus;
+use crate::connections::{network_fault, proxy_before};
 use crate::course::{Course, Figures, Setup, can_unshare};
 use crate::disks::tear_state;
+use crate::kills::EARLY_MS;
 use crate::lab::{Broker, Fragile, fresh_topics, report};
+use crate::proxy::Proxy;
 
 /// How long the long course lasts where nobody says.
 const MINUTES_DEFAULT: u64 = 30;
+/// Longest life between two kills, in milliseconds.
+const LIFE_MS: u64 = 600;
 /// How long one history of the long course lasts: the topics are read from their start.
 const HISTORY: Duration = Duration::from_secs(120);
 
 /// A few faults of any kind, the world going on all the while.
-async fn some_faults(course: &mut Course, broker: &Fragile, faults: u64) -> anyhow::Result<()> {
+async fn some_faults(
+    course: &mut Course,
+    broker: &Fragile,
+    proxy: &Proxy,
+    faults: u64,
+) -> anyhow::Result<()> {
     for _ in 0..faults {
         course.live(6).await?;
         let kind = course.rng.below(100);
         let which = course.rng.next() >> 8;
         match kind {
-            0..60 => {
-                let life_ms = course.rng.below(600);
-                tokio::time::sleep(Duration::from_millis(life_ms)).await;
-                course.kill().await?;
-            }
-            60..85 => course.runtime_fault(which).await?,
-            85..96 => broker_fault(course, broker, which).await?,
+            0..35 => kill_after(course, LIFE_MS).await?,
+            35..65 => kill_after(course, EARLY_MS).await?,
+            65..84 => course.runtime_fault(which).await?,
+            84..90 => network_fault(course, proxy, which).await?,
+            90..97 => broker_fault(course, broker, which).await?,
             _ => tear_state(course, which).await?,
         }
     }
     Ok(())
 }
 
-async fn start(kind: Broker, broker: &Fragile, name: &'static str) -> anyhow::Result<Course> {
+async fn kill_after(course: &mut Course, longest_ms: u64) -> anyhow::Result<()> {
+    let life_ms = course.rng.below(longest_ms);
+    tokio::time::sleep(Duration::from_millis(life_ms)).await;
+    course.kill().await
+}
+
+async fn start(
+    kind: Broker,
+    broker: &Fragile,
+    proxy: &Proxy,
+    name: &'static str,
+) -> anyhow::Result<Course> {
     let prefix = fresh_topics().prefix.replace('.', "_");
     let server = broker.servers.first().context("the lab tells no server")?;
     let bus = match kind {
         Broker::Kafka => Bus::kafka(server, &prefix),
         Broker::Nats => Bus::nats(server, &prefix),
     };
-    Course::start(Setup::new(name, Some(bus))).await
+    let mut setup = Setup::new(name, Some(bus));
+    setup.through = Some(proxy.address.to_string());
+    Course::start(setup).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,9 +75,10 @@ async fn faults_of_all_kinds_at_once_leave_the_truth_on_kafka() -> anyhow::Resul
     if !can_unshare()? {
         return Ok(());
     }
-    let mut course = start(Broker::Kafka, &broker, "mixed, Kafka").await?;
+    let proxy = proxy_before(Broker::Kafka, &broker).await?;
+    let mut course = start(Broker::Kafka, &broker, &proxy, "mixed, Kafka").await?;
     for _ in 0..3 {
-        some_faults(&mut course, &broker, 6).await?;
+        some_faults(&mut course, &broker, &proxy, 8).await?;
         course.converge().await?;
     }
     course.finish()?;
@@ -71,9 +93,10 @@ async fn faults_of_all_kinds_at_once_leave_the_truth_on_nats() -> anyhow::Result
     if !can_unshare()? {
         return Ok(());
     }
-    let mut course = start(Broker::Nats, &broker, "mixed, NATS").await?;
+    let proxy = proxy_before(Broker::Nats, &broker).await?;
+    let mut course = start(Broker::Nats, &broker, &proxy, "mixed, NATS").await?;
     for _ in 0..3 {
-        some_faults(&mut course, &broker, 6).await?;
+        some_faults(&mut course, &broker, &proxy, 8).await?;
         course.converge().await?;
     }
     course.finish()?;
@@ -100,10 +123,11 @@ async fn the_long_course() -> anyhow::Result<()> {
             .fragile()
             .await?
             .context("the long course needs brokers")?;
-        let mut course = start(kind, &broker, name).await?;
+        let proxy = proxy_before(kind, &broker).await?;
+        let mut course = start(kind, &broker, &proxy, name).await?;
         let history = Instant::now();
         while history.elapsed() < HISTORY && began.elapsed() < lasts {
-            some_faults(&mut course, &broker, 12).await?;
+            some_faults(&mut course, &broker, &proxy, 12).await?;
             course.converge().await?;
         }
         total.deltas += course.oracle.deltas;

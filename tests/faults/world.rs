@@ -87,6 +87,8 @@ pub(crate) struct Owned {
     pub(crate) from_ms: u64,
     /// `None` while it lives.
     pub(crate) to_ms: Option<u64>,
+    /// The host's clock was stepped while it lived: its times are of two clocks.
+    pub(crate) is_of_two_clocks: bool,
 }
 
 /// All of it.
@@ -107,8 +109,24 @@ pub(crate) struct World {
     pub(crate) loses_events: bool,
     /// How often an event is sent twice.
     pub(crate) double_percent: u64,
+    /// How often an event is overtaken by the next one.
+    pub(crate) late_percent: u64,
+    /// One that is late, and whether another step has been done since.
+    late: Option<(Late, bool)>,
     pub(crate) events: u64,
+    pub(crate) overtaken: u64,
     pub(crate) changes: u64,
+}
+
+/// An event that comes after a later one.
+enum Late {
+    Docker {
+        id: String,
+        action: String,
+        at_ns: u64,
+        attributes: Value,
+    },
+    Cri(Box<ContainerEventResponse>),
 }
 
 impl World {
@@ -125,7 +143,10 @@ impl World {
             disturbed: Vec::new(),
             loses_events: false,
             double_percent: 5,
+            late_percent: 5,
+            late: None,
             events: 0,
+            overtaken: 0,
             changes: 0,
         })
     }
@@ -133,6 +154,20 @@ impl World {
     /// From now on, until it is calm again, nothing of this runtime is owed for sure.
     pub(crate) fn disturb(&mut self, side: Side) {
         self.disturbed.push((side, Instant::now()));
+    }
+
+    /// The same of all runtimes.
+    pub(crate) fn disturb_all(&mut self) {
+        self.disturb(Side::Docker);
+        self.disturb(Side::Cri);
+    }
+
+    /// The host's clock is stepped.
+    pub(crate) fn step_clock(&mut self, offset_s: i64) {
+        self.disturb_all();
+        let living = self.owned.iter_mut().filter(|owned| owned.to_ms.is_none());
+        living.for_each(|owned| owned.is_of_two_clocks = true);
+        crate::life::step_clock(offset_s);
     }
 
     /// Whether all of a container's story was to be seen.
@@ -155,6 +190,11 @@ impl World {
     /// Does one thing, by chance.
     pub(crate) fn step(&mut self) -> anyhow::Result<()> {
         self.changes += 1;
+        match &mut self.late {
+            Some((_, true)) => self.send_late(),
+            Some((_, has_waited)) => *has_waited = true,
+            None => {}
+        }
         let has_room = self.items.len() < POPULATION_MAX;
         match self.rng.below(12) {
             0 | 1 if has_room => self.docker_create().map(drop),
@@ -226,6 +266,7 @@ impl World {
 
     /// A storm of containers that never were there for long: four events each, of which none gives a process.
     pub(crate) fn burst(&mut self, containers: usize) {
+        self.send_late();
         let mut lines = String::new();
         let start_ns = now_ns();
         for n in 0..containers {
@@ -310,19 +351,25 @@ impl World {
         Ok(())
     }
 
-    /// Its process is killed.
+    /// Its process is killed, and its runtime tells of it.
     pub(crate) fn end(&mut self, id: &str) -> anyhow::Result<()> {
-        let exit_code = self.rng.pick(&[0, 1, 137]);
-        let Some(item) = self.items.get_mut(id) else {
-            return Ok(());
-        };
-        let Some(life) = item.life.take() else {
-            return Ok(());
+        if self.vanish(id) {
+            self.notice_end(id);
+        }
+        Ok(())
+    }
+
+    /// Its process is killed, and its runtime has not noticed. `false` where none runs.
+    fn vanish(&mut self, id: &str) -> bool {
+        let Some((life, item)) = self
+            .items
+            .get_mut(id)
+            .and_then(|item| Some((item.life.take()?, item)))
+        else {
+            return false;
         };
         let pid = life.pid;
         let to_ms = life.end();
-        item.state = "exited";
-        item.exit_code = exit_code;
         item.finished_ns = now_ns();
         item.changed = Instant::now();
         item.story.push(Step::Stop);
@@ -330,13 +377,58 @@ impl World {
         if let Some(owned) = owned.find(|owned| owned.container == id && owned.pid == pid) {
             owned.to_ms = Some(to_ms);
         }
+        true
+    }
+
+    /// The runtime tells of an end.
+    fn notice_end(&mut self, id: &str) {
+        let exit_code = self.rng.pick(&[0, 1, 137]);
+        if let Some(item) = self.items.get_mut(id) {
+            item.state = "exited";
+            item.exit_code = exit_code;
+        }
         self.show(id);
         match self.side(id) {
             Some(Side::Docker) => self.emit_docker(id, "die"),
             Some(Side::Cri) => self.emit_cri(id, ContainerEventType::ContainerStoppedEvent),
             None => {}
         }
-        Ok(())
+    }
+
+    /// A container's process is gone before anyone has looked, its runtime has not noticed, and its pid is already
+    /// another container's. The two, or `None` where the pid was not to be had.
+    pub(crate) fn begin_reuse(&mut self) -> anyhow::Result<Option<(String, String)>> {
+        let (first, other) = (self.docker_create()?, self.docker_create()?);
+        self.send_late();
+        self.enter(&first)?;
+        self.show(&first);
+        let pid = self
+            .items
+            .get(&first)
+            .and_then(|item| Some(item.life.as_ref()?.pid));
+        self.vanish(&first);
+        let reused = match pid {
+            Some(pid) => Life::begin_as(pid, &other)?,
+            None => None,
+        };
+        self.emit_docker(&first, "start");
+        match reused {
+            Some(life) => {
+                self.lives(&other, life);
+                Ok(Some((first, other)))
+            }
+            None => {
+                self.notice_end(&first);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The runtime notices the end of the first one, and tells of the other.
+    pub(crate) fn end_reuse(&mut self, first: &str, other: &str) {
+        self.notice_end(first);
+        self.show(other);
+        self.emit_docker(other, "start");
     }
 
     fn end_pod(&mut self, sandbox: &str) -> anyhow::Result<()> {
@@ -426,7 +518,13 @@ impl World {
     }
 
     fn enter(&mut self, id: &str) -> anyhow::Result<()> {
-        let life = Life::begin()?;
+        let life = Life::begin(id)?;
+        self.lives(id, life);
+        Ok(())
+    }
+
+    /// A container runs from now on.
+    fn lives(&mut self, id: &str, life: Life) {
         if let Some(item) = self.items.get_mut(id) {
             self.owned.push(Owned {
                 inode: life.inode,
@@ -434,6 +532,7 @@ impl World {
                 pid: life.pid,
                 from_ms: life.from_ms,
                 to_ms: None,
+                is_of_two_clocks: false,
             });
             item.story.push(Step::Start(life.pid));
             item.life = Some(life);
@@ -442,7 +541,6 @@ impl World {
             item.started_ns = now_ns();
             item.changed = Instant::now();
         }
-        Ok(())
     }
 
     fn side(&self, id: &str) -> Option<Side> {
@@ -465,6 +563,7 @@ impl World {
     /// All answers are right again.
     pub(crate) fn heal(&mut self) {
         self.loses_events = false;
+        self.send_late();
         {
             let mut said = self.cri.state();
             said.list_error = None;
@@ -505,9 +604,45 @@ impl World {
             return;
         }
         let at_ns = now_ns();
+        // dockerd tells of one container in order.
+        let is_of_late =
+            matches!(&self.late, Some((Late::Docker { id: late, .. }, _)) if late == id);
+        if is_of_late {
+            self.send_late();
+        }
+        if self.late.is_none() && self.rng.percent(self.late_percent) {
+            let (id, action, attributes) = (id.to_owned(), action.to_owned(), attributes.clone());
+            self.late = Some((
+                Late::Docker {
+                    id,
+                    action,
+                    at_ns,
+                    attributes,
+                },
+                false,
+            ));
+            return;
+        }
         self.docker.push_event(id, action, at_ns, attributes);
         if self.rng.percent(self.double_percent) {
             self.docker.push_event(id, action, at_ns, attributes);
+        }
+    }
+
+    /// What is late comes now.
+    fn send_late(&mut self) {
+        let Some((late, _)) = self.late.take() else {
+            return;
+        };
+        self.overtaken += 1;
+        match late {
+            Late::Docker {
+                id,
+                action,
+                at_ns,
+                attributes,
+            } => drop(self.docker.push_event(&id, &action, at_ns, &attributes)),
+            Late::Cri(event) => drop(self.cri.push(*event)),
         }
     }
 
@@ -522,6 +657,10 @@ impl World {
         self.events += 1;
         if self.loses_events {
             self.disturb(Side::Cri);
+            return;
+        }
+        if self.late.is_none() && self.rng.percent(self.late_percent) {
+            self.late = Some((Late::Cri(Box::new(event)), false));
             return;
         }
         if self.rng.percent(self.double_percent) {
@@ -659,6 +798,9 @@ pub(crate) fn owns(
         others.any(|other| other.from_ms >= to_ms && other.from_ms < at_ms)
     };
     let has_end = |at_ms: u64| at_ms <= to_ms + END_SLACK_MS || !is_next_before(at_ms);
+    if owned.is_of_two_clocks {
+        return true;
+    }
     valid_from_ms + START_SLACK_MS >= owned.from_ms
         && valid_from_ms <= to_ms + START_SLACK_MS
         && valid_to_ms.is_none_or(has_end)

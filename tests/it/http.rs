@@ -12,14 +12,22 @@ use crate::PATIENCE;
 use crate::fake_docker::{FakeContainer, FakeDocker};
 
 /// A collector that listens; it ends when it is dropped.
-struct Listening {
-    child: Child,
+pub(crate) struct Listening {
+    pub(crate) child: Child,
     address: SocketAddr,
     _state: tempfile::TempDir,
 }
 
 impl Listening {
     fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::start_in(arguments, &[])
+    }
+
+    /// One that finds these in its environment.
+    pub(crate) fn start_in(
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
         let state = tempfile::tempdir()?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_quaymaster"))
             .args([
@@ -33,6 +41,7 @@ impl Listening {
             .arg(state.path())
             .args(arguments)
             .env_clear()
+            .envs(environment.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
@@ -74,7 +83,16 @@ impl Listening {
 
     /// Asks until the answer has this status.
     fn await_status(&self, path: &str, status: u16) -> anyhow::Result<String> {
-        let deadline = Instant::now() + PATIENCE;
+        self.await_status_for(path, status, PATIENCE)
+    }
+
+    pub(crate) fn await_status_for(
+        &self,
+        path: &str,
+        status: u16,
+        patience: Duration,
+    ) -> anyhow::Result<String> {
+        let deadline = Instant::now() + patience;
         loop {
             let (found, body) = self.get(path)?;
             if found == status {

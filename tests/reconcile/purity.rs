@@ -20,21 +20,32 @@ const FORBIDDEN: [(&str, &str); 14] = [
     ("rand", "it has no randomness"),
 ];
 
+/// Folders whose own files are pure; what lies in folders below is not looked at. The last is what is allowed there.
+const PURE: [(&str, &[&str]); 3] = [
+    ("src/model", &[]),
+    ("src/reconcile", &[]),
+    // Millions of rows, whose order never shows.
+    ("src/enrich", &["HashMap"]),
+];
+
 #[test]
-fn the_model_and_the_reconciler_are_pure() {
+fn the_model_the_reconciler_and_the_join_are_pure() {
     let mut files = 0;
-    for folder in ["src/model", "src/reconcile"] {
+    for (folder, allowed) in PURE {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
         let entries = std::fs::read_dir(&folder).expect("the folder is part of the package");
         for entry in entries {
             let path = entry.expect("the folder can be read").path();
+            if path.is_dir() {
+                continue;
+            }
             let text = std::fs::read_to_string(&path).expect("a source file is text");
             files += 1;
             for (number, line) in text.lines().enumerate() {
                 let code = line.split("//").next().unwrap_or_default();
                 for (word, why) in FORBIDDEN {
                     assert!(
-                        !names(code, word),
+                        allowed.contains(&word) || !names(code, word),
                         "{}:{}: `{word}`: {why}",
                         path.display(),
                         number + 1

@@ -106,6 +106,16 @@ impl Fragile {
         folder()
     }
 
+    /// What the lab tells of itself.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn setting(&self, key: &str) -> anyhow::Result<String> {
+        let Some(Ok(lab)) = LAB.get() else {
+            bail!("there is no lab");
+        };
+        let value = lab.settings.get(key).cloned();
+        value.with_context(|| format!("{key} is not in the lab's env"))
+    }
+
     /// What the lab calls it.
     #[allow(dead_code, reason = "for tests/faults, which shares this file")]
     pub(crate) fn name(&self) -> &'static str {
@@ -182,7 +192,7 @@ fn folder() -> PathBuf {
     PathBuf::from(format!("/tmp/quay-sink-{}", std::process::id()))
 }
 
-fn script() -> PathBuf {
+pub(crate) fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/lab")
 }
 

@@ -3,10 +3,12 @@
 //! Without the lab's brokers the tests say what they skip; with `CI=true` they fail instead.
 
 mod drive;
+mod enrich;
 mod kafka;
 mod kafka_faults;
 mod lab;
 mod latency;
 mod nats;
 mod nats_faults;
+mod secure;
 mod topics;

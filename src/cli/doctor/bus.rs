@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Finding;
-use crate::cli::chain;
+use crate::cli::{EXIT_UNAVAILABLE, sink_failure};
 use crate::config::Config;
 use crate::sink::{Bus, ManageTopics, SinkError, TopicSettings, open};
 
@@ -20,7 +20,7 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
     }
     if let Err(error) = ask(config, ManageTopics::Off).await {
         let remedy = "start it, or name another with `--bus`; look at its address, its port and the firewall";
-        return vec![Finding::unwell("bus", error.text(), remedy)];
+        return vec![Finding::unwell("bus", error.text, remedy).with_code(error.code)];
     }
     let answers = format!("{bus} answers");
     let mut findings = vec![match bus.in_the_clear() {
@@ -34,31 +34,24 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
     }
     findings.push(match ask(config, ManageTopics::Verify).await {
         Ok(()) => Finding::well("topics", "all are there and as needed"),
-        Err(Wrong::Topics(text)) if is_only_missing(config, &text) => Finding::limited(
+        Err(wrong) if wrong.is_of_topics && is_only_missing(config, &wrong.text) => Finding::limited(
             "topics",
             "not all are there",
             "`quaymaster run` creates them, or `quaymaster topics create` now",
         ),
         Err(wrong) => {
             let remedy = "`quaymaster topics list` shows them, `quaymaster topics create` makes what is missing";
-            Finding::unwell("topics", wrong.text(), remedy)
+            Finding::unwell("topics", wrong.text, remedy).with_code(wrong.code)
         }
     });
     findings
 }
 
-/// What the bus has against us.
-enum Wrong {
-    Topics(String),
-    Away(String),
-}
-
-impl Wrong {
-    fn text(self) -> String {
-        match self {
-            Self::Topics(text) | Self::Away(text) => text,
-        }
-    }
+/// What the bus has against us, and the exit code of a command that ends with it.
+struct Wrong {
+    is_of_topics: bool,
+    text: String,
+    code: u8,
 }
 
 async fn ask(config: &Config, manage: ManageTopics) -> Result<(), Wrong> {
@@ -69,18 +62,24 @@ async fn ask(config: &Config, manage: ManageTopics) -> Result<(), Wrong> {
     let asking = async { open(&config.bus, &topics, CLIENT_ID)?.prepare().await };
     match tokio::time::timeout(PATIENCE, asking).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error @ SinkError::Misconfigured { .. })) => Err(Wrong::Topics(chain(&error))),
-        Ok(Err(
-            error @ (SinkError::Unavailable { .. }
-            | SinkError::Denied { .. }
-            | SinkError::Untrusted { .. }
-            | SinkError::File(_)),
-        )) => Err(Wrong::Away(chain(&error))),
-        Err(_) => Err(Wrong::Away(format!(
-            "{} does not answer within {} s",
-            config.bus,
-            PATIENCE.as_secs()
-        ))),
+        Ok(Err(error)) => {
+            let is_of_topics = matches!(error, SinkError::Misconfigured { .. });
+            let failure = sink_failure(error);
+            Err(Wrong {
+                is_of_topics,
+                text: failure.to_string(),
+                code: failure.code,
+            })
+        }
+        Err(_) => Err(Wrong {
+            is_of_topics: false,
+            text: format!(
+                "{} does not answer within {} s",
+                config.bus,
+                PATIENCE.as_secs()
+            ),
+            code: EXIT_UNAVAILABLE,
+        }),
     }
 }
 

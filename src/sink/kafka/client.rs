@@ -24,14 +24,14 @@ const LOG_KINDS_MAX: usize = 128;
 const QUEUE_KIB_MAX: &str = "65536";
 
 /// Smallest batch that a producer is set to after batches were refused as too large, in bytes.
-pub(super) const BATCH_BYTES_MIN: u32 = 16 * 1024;
+pub(crate) const BATCH_BYTES_MIN: u32 = 16 * 1024;
 
 /// Largest batch, in bytes: librdkafka's own default, below the 1 MiB that brokers take by default.
-pub(super) const BATCH_BYTES_MAX: u32 = 1_000_000;
+pub(crate) const BATCH_BYTES_MAX: u32 = 1_000_000;
 
 /// What librdkafka's threads tell the sender.
 #[derive(Debug)]
-pub(super) enum Notice {
+pub(crate) enum Notice {
     /// A message's end, under the ticket it was sent with.
     Delivered {
         ticket: u64,
@@ -44,13 +44,13 @@ pub(super) enum Notice {
     },
 }
 
-pub(super) type Producer = ThreadedProducer<Context>;
+pub(crate) type Producer = ThreadedProducer<Context>;
 
 /// The settings that every client of ours has. Files with secrets are read at each call.
 ///
 /// # Errors
 /// Where such a file is of no use.
-pub(super) fn base_config(
+pub(crate) fn base_config(
     access: &KafkaAccess,
     client_id: &str,
 ) -> Result<ClientConfig, FileError> {
@@ -108,13 +108,32 @@ fn set_tls(config: &mut ClientConfig, tls: &Tls) -> Result<(), FileError> {
     Ok(())
 }
 
+/// What a producer does when the broker refuses a message for what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// It dies rather than leave a hole that later messages could pass.
+    Gapless,
+    /// It goes on with those behind.
+    Loose,
+}
+
+impl Order {
+    fn gapless(self) -> &'static str {
+        match self {
+            Self::Gapless => "true",
+            Self::Loose => "false",
+        }
+    }
+}
+
 /// Makes a producer and the receiver of its notices. It connects in the background.
 ///
 /// # Errors
 /// When librdkafka refuses a setting or cannot start its threads.
-pub(super) fn open_producer(
+pub(crate) fn open_producer(
     base: &ClientConfig,
     batch_bytes: u32,
+    order: Order,
 ) -> Result<(Producer, mpsc::UnboundedReceiver<Notice>), KafkaError> {
     let (notices, receiver) = mpsc::unbounded_channel();
     let mut config = base.clone();
@@ -127,7 +146,7 @@ pub(super) fn open_producer(
     );
     config
         .set("enable.idempotence", "true")
-        .set("enable.gapless.guarantee", "true")
+        .set("enable.gapless.guarantee", order.gapless())
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
         .set("message.timeout.ms", "0")
@@ -152,7 +171,7 @@ fn set_unless_set(config: &mut ClientConfig, names: [&str; 2], value: &str) {
 
 /// Receives what librdkafka's threads say.
 #[derive(Default)]
-pub(super) struct Context {
+pub(crate) struct Context {
     /// Unbounded by type, bounded in fact: deliveries by the messages in flight, errors by the sender, which
     /// takes them as they come.
     notices: Option<mpsc::UnboundedSender<Notice>>,
@@ -170,22 +189,7 @@ impl Context {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Emerg
-            | RDKafkaLogLevel::Alert
-            | RDKafkaLogLevel::Critical
-            | RDKafkaLogLevel::Error
-            | RDKafkaLogLevel::Warning => {
-                if let Some(suppressed) = self.log.admit(facility, Instant::now()) {
-                    tracing::warn!(facility, message, suppressed, "librdkafka warns");
-                } else {
-                    tracing::debug!(facility, message, "librdkafka warns");
-                }
-            }
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
-                tracing::debug!(facility, message, "librdkafka says");
-            }
-        }
+        self.log.log(level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -218,13 +222,33 @@ impl ProducerContext for Context {
 
 /// Lets a line of each kind through once in [`LOG_INTERVAL`].
 #[derive(Default)]
-pub(super) struct LogLimit {
+pub(crate) struct LogLimit {
     kinds: Mutex<BTreeMap<String, (Instant, u64)>>,
 }
 
 impl LogLimit {
+    /// Passes on a line of librdkafka's.
+    pub(crate) fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => {
+                if let Some(suppressed) = self.admit(facility, Instant::now()) {
+                    tracing::warn!(facility, message, suppressed, "librdkafka warns");
+                } else {
+                    tracing::debug!(facility, message, "librdkafka warns");
+                }
+            }
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
+                tracing::debug!(facility, message, "librdkafka says");
+            }
+        }
+    }
+
     /// How many lines of this kind were held back since the last one, if this one may pass.
-    pub(super) fn admit(&self, facility: &str, now: Instant) -> Option<u64> {
+    pub(crate) fn admit(&self, facility: &str, now: Instant) -> Option<u64> {
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((last, suppressed)) = kinds.get_mut(facility) {
             if now.saturating_duration_since(*last) < LOG_INTERVAL {

@@ -4,7 +4,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 /// What to do after an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     /// librdkafka's queue is full: the same producer takes it a little later.
     Wait,
     /// It heals by itself: send again.
@@ -23,7 +23,7 @@ pub(super) enum Class {
 ///
 /// Whatever is not known here counts as a person's matter and is tried again: nothing is dropped for a code
 /// that a newer broker invents.
-pub(super) fn classify(code: Code) -> Class {
+pub(crate) fn classify(code: Code) -> Class {
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "the codes are librdkafka's and not exhaustive"

@@ -18,6 +18,10 @@ mod stamps;
 pub mod topics;
 mod trouble;
 
+pub(crate) use self::client::{
+    BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Order, Producer, base_config, open_producer,
+};
+pub(crate) use self::errors::{Class, classify};
 pub use self::reap::reap;
 pub(super) use self::settings::check;
 

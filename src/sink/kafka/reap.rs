@@ -15,7 +15,7 @@ use rdkafka::producer::BaseRecord;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
-use super::client::{self, BATCH_BYTES_MAX, Notice, Producer};
+use super::client::{self, BATCH_BYTES_MAX, Notice, Order, Producer};
 use super::errors::{Class, classify};
 use crate::model::Topic;
 use crate::sink::access::KafkaAccess;
@@ -67,8 +67,9 @@ pub async fn reap(
         if !keys.is_empty() {
             let config = client::base_config(&access, client_id)?;
             let tried = || format!("failed to start a producer for the topic `{name}`");
-            let (producer, notices) = client::open_producer(&config, BATCH_BYTES_MAX)
-                .map_err(|source| unavailable(tried(), source))?;
+            let (producer, notices) =
+                client::open_producer(&config, BATCH_BYTES_MAX, Order::Gapless)
+                    .map_err(|source| unavailable(tried(), source))?;
             tombstone(&producer, notices, &name, keys).await?;
         }
         all.push(Reaped {

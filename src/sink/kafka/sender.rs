@@ -412,8 +412,9 @@ impl Sender {
         let fingerprint = self.access.fingerprint().map_err(|error| chain(&error))?;
         let base =
             client::base_config(&self.access, &self.client_id).map_err(|error| chain(&error))?;
-        let (producer, notices) = client::open_producer(&base, self.batch_bytes)
-            .map_err(|error| format!("failed to start a producer: {}", chain(&error)))?;
+        let (producer, notices) =
+            client::open_producer(&base, self.batch_bytes, client::Order::Gapless)
+                .map_err(|error| format!("failed to start a producer: {}", chain(&error)))?;
         Ok(Live {
             producer,
             fingerprint,

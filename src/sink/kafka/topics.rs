@@ -175,6 +175,54 @@ impl Admin {
         Ok(missing.into_iter().map(|(_, name)| name).collect())
     }
 
+    /// Creates those of these topics that are missing, with as many partitions as `like` has, or as configured where that is not
+    /// there either; or only checks that they are there, or leaves them alone, as the settings say.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub async fn ensure_like(
+        &self,
+        like: &str,
+        names: &[&str],
+        settings: &TopicSettings,
+    ) -> Result<(), SinkError> {
+        if settings.manage == ManageTopics::Off {
+            return Ok(());
+        }
+        let model = self.look_up(like).await?;
+        let partitions = model.map_or(0, |seen| seen.partitions.len());
+        let partitions = i32::try_from(partitions)
+            .ok()
+            .filter(|count| *count > 0)
+            .unwrap_or(settings.partitions);
+        for name in names {
+            if self.look_up(name).await?.is_some() {
+                continue;
+            }
+            if settings.manage == ManageTopics::Verify {
+                return Err(SinkError::Misconfigured {
+                    message: format!(
+                        "topic `{name}` is not there: create it, or set topics.manage = \"create\""
+                    ),
+                });
+            }
+            let replication = TopicReplication::Fixed(settings.replication);
+            let topic = NewTopic::new(name, partitions, replication);
+            let results = self.client.create_topics(&[topic], &admin_options()).await;
+            let results = results.map_err(|source| {
+                unavailable(format!("failed to create the topic `{name}`"), source)
+            })?;
+            for result in results {
+                if let Err((name, code)) = result
+                    && code != Code::TopicAlreadyExists
+                {
+                    return Err(creation_error(&name, code, settings));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Checks that each topic exists and has the cleanup policy that its readers rely on.
     ///
     /// # Errors

@@ -47,7 +47,8 @@ pub(super) async fn explain(
 
 /// What a producer is told first.
 async fn reason(config: &ClientConfig) -> Option<(Code, String)> {
-    let (producer, mut notices) = client::open_producer(config, BATCH_BYTES_MAX).ok()?;
+    let (producer, mut notices) =
+        client::open_producer(config, BATCH_BYTES_MAX, client::Order::Gapless).ok()?;
     let listening = async {
         let mut last = None;
         while let Some(notice) = notices.recv().await {

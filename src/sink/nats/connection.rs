@@ -42,9 +42,9 @@ pub(super) struct Standing {
 
 /// A connection to a server or cluster. Cheap to clone; the last one closes it.
 #[derive(Clone)]
-pub(super) struct Connection {
-    pub(super) client: Client,
-    pub(super) jetstream: jetstream::Context,
+pub(crate) struct Connection {
+    pub(crate) client: Client,
+    pub(crate) jetstream: jetstream::Context,
     standing: watch::Receiver<Standing>,
 }
 
@@ -55,7 +55,7 @@ impl Connection {
     /// [`SinkError::Unavailable`] where no server answers in time, [`SinkError::Denied`] where it refuses who we are,
     /// [`SinkError::Untrusted`] where a certificate is not believed, [`SinkError::File`] where a file of ours is of no
     /// use.
-    pub(super) async fn open(access: &NatsAccess, name: &str) -> Result<Self, SinkError> {
+    pub(crate) async fn open(access: &NatsAccess, name: &str) -> Result<Self, SinkError> {
         if let Some(settings) = &access.tls {
             tls::check(settings)?;
         }
@@ -124,7 +124,7 @@ impl Connection {
     }
 
     /// Waits until the connection is up.
-    pub(super) async fn wait_until_up(&self) {
+    pub(crate) async fn wait_until_up(&self) {
         let mut standing = self.standing.clone();
         while !self.is_up() {
             // The state is looked at again after a while too: the client may drop events.
@@ -189,13 +189,15 @@ fn refused(access: &NatsAccess, tried: String, error: ConnectError) -> SinkError
         | ConnectErrorKind::TimedOut
         | ConnectErrorKind::Tls
         | ConnectErrorKind::Io
-        | ConnectErrorKind::MaxReconnects => match tls::explain(&error, &servers) {
-            Some(message) => SinkError::Untrusted { message },
-            None => SinkError::Unavailable {
-                message: tried,
-                source: Some(Box::new(error)),
-            },
-        },
+        | ConnectErrorKind::MaxReconnects => {
+            match tls::explain(&error, &servers, access.tls.as_ref()) {
+                Some(message) => SinkError::Untrusted { message },
+                None => SinkError::Unavailable {
+                    message: tried,
+                    source: Some(Box::new(error)),
+                },
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 /// What to do after a refusal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Class {
+pub(crate) enum Class {
     /// It heals by itself: send again.
     Retry,
     /// A person may have to act: say so, and send again.
@@ -18,7 +18,7 @@ pub(super) enum Class {
 /// Classifies the `err_code` of an answer (nats-server, `server/errors.json`).
 ///
 /// Whatever is not known here counts as a person's matter and is tried again.
-pub(super) fn classify(err_code: u64) -> Class {
+pub(crate) fn classify(err_code: u64) -> Class {
     match err_code {
         // Wrong last sequence, in its two forms.
         10071 | 10164 => Class::WrongLastSequence,

@@ -28,11 +28,12 @@ use futures::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::connection::Connection;
+pub(crate) use self::errors::{Class, classify};
 pub(super) use self::login::check;
+pub(crate) use self::naming::{Naming, token_text};
 pub use self::streams::StreamInfo;
 
-use self::connection::Connection;
-use self::naming::Naming;
 use self::publish::{Delivered, Publisher};
 use super::access::NatsAccess;
 use super::report::{Abandoned, HealthTeller, Reporter};

@@ -10,14 +10,14 @@ use crate::sink::{Outgoing, TopicSettings};
 
 /// The names under one prefix.
 #[derive(Clone, Debug)]
-pub(super) struct Naming {
+pub(crate) struct Naming {
     prefix: String,
     /// The prefix where no `.` may be: in the names of streams and buckets.
     flat_prefix: String,
 }
 
 impl Naming {
-    pub(super) fn new(settings: &TopicSettings) -> Self {
+    pub(crate) fn new(settings: &TopicSettings) -> Self {
         Self {
             prefix: settings.prefix.clone(),
             flat_prefix: settings.prefix.replace('.', "_"),
@@ -25,7 +25,7 @@ impl Naming {
     }
 
     /// The stream that holds a topic: `QUAYMASTER_DELTAS`, `KV_quaymaster-records`.
-    pub(super) fn stream(&self, topic: Topic) -> String {
+    pub(crate) fn stream(&self, topic: Topic) -> String {
         match topic {
             Topic::Deltas | Topic::Processes | Topic::Ports => {
                 format!("{}_{}", self.flat_prefix, topic.as_str()).to_uppercase()
@@ -40,7 +40,7 @@ impl Naming {
     }
 
     /// What the stream of a topic listens to.
-    pub(super) fn subjects(&self, topic: Topic) -> String {
+    pub(crate) fn subjects(&self, topic: Topic) -> String {
         format!("{}>", self.subject_start(topic))
     }
 
@@ -80,6 +80,22 @@ fn push_token(subject: &mut String, text: &str) {
             let _ = write!(subject, "={byte:02X}");
         }
     }
+}
+
+/// The text that a token was made of; `None` for what is no such token.
+pub(crate) fn token_text(token: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(token.len());
+    let mut rest = token.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'=' => {
+                let digits = [rest.next()?, rest.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]
@@ -144,7 +160,17 @@ mod tests {
                 "$KV.quaymaster-status.=C3=BC=20=0D=0A",
             ),
         ] {
-            assert_eq!(naming.subject(&message(topic, host, item, op)), subject);
+            let made = naming.subject(&message(topic, host, item, op));
+            assert_eq!(made, subject);
+            let tokens: Vec<_> = made.split('.').filter_map(token_text).collect();
+            assert_eq!(tokens.get(2).map(String::as_str), Some(host));
+        }
+    }
+
+    #[test]
+    fn what_is_no_token_has_no_text() {
+        for token in ["=", "=4", "=ZZ", "=FF", "a=2"] {
+            assert_eq!(token_text(token), None, "{token}");
         }
     }
 

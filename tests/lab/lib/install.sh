@@ -8,7 +8,7 @@
 # - Kafka's jars, by Maven; and the stream processors of deploy/, which Maven builds and tests.
 
 readonly SUITES=(sid trixie)
-readonly PARTS=(build consumers package image kubernetes asyncapi cri containerd2 containerd16 docker docker20 podman kafka nats nats29 kafka-streams flink)
+readonly PARTS=(build consumers faults package image kubernetes asyncapi cri containerd2 containerd16 docker docker20 podman kafka nats nats29 kafka-streams flink)
 KAFKA_VERSION_WANTED=$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$LAB_HOME/kafka/pom.xml")
 readonly KAFKA_VERSION_WANTED
 
@@ -38,6 +38,8 @@ packages_of() {
   # g++: librdkafka's configure refuses to go on without a C++ compiler, though nothing of C++ is built.
   build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev libssl-dev ca-certificates ;;
   consumers) echo kcat ;;
+  # libfaketime, for a clock that steps.
+  faults) echo faketime ;;
   # What makes and tries the Debian package: a root file system of its own, and systemd's own check of the unit.
   # What builds the image and looks at docker-compose.yml.
   image) echo debootstrap ;;

@@ -1,0 +1,130 @@
+//! What librdkafka's consumers tell: log lines, the lag, and that partitions come and go.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::flight::Flight;
+use crate::sink::kafka::LogLimit;
+
+/// How long a partition that is taken away may wait for what is under way: its new owner waits meanwhile.
+const HAND_OVER_GRACE: Duration = Duration::from_secs(3);
+
+/// The wait between two looks at that.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// The context of a consumer.
+#[derive(Default)]
+pub(super) struct Watch {
+    log: LogLimit,
+    /// Messages of the input that are not committed, of this member's partitions; -1 where it is not known yet.
+    lag: AtomicI64,
+    /// What is under way, of the consumer that shares partitions.
+    flight: Option<Arc<Mutex<Flight>>>,
+}
+
+impl Watch {
+    pub(super) fn of(flight: Arc<Mutex<Flight>>) -> Self {
+        Self {
+            log: LogLimit::default(),
+            lag: AtomicI64::new(-1),
+            flight: Some(flight),
+        }
+    }
+
+    pub(super) fn lag(&self) -> Option<u64> {
+        u64::try_from(self.lag.load(Ordering::Relaxed)).ok()
+    }
+}
+
+impl ClientContext for Watch {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.log.log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::PartitionEOF) {
+            return;
+        }
+        if self.log.admit("error", Instant::now()).is_some() {
+            tracing::warn!(%error, reason, "kafka is away");
+        }
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let partitions = statistics.topics.values();
+        let lag = partitions
+            .flat_map(|topic| topic.partitions.values())
+            .filter(|partition| partition.fetch_state == "active" && partition.consumer_lag >= 0)
+            .map(|partition| partition.consumer_lag)
+            .sum();
+        self.lag.store(lag, Ordering::Relaxed);
+    }
+}
+
+impl ConsumerContext for Watch {
+    /// What is under way in partitions that are taken away is awaited for a moment and committed: less comes twice.
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let partitions = |list: &TopicPartitionList| -> Vec<i32> {
+            list.elements().iter().map(|one| one.partition()).collect()
+        };
+        let Some(flight) = &self.flight else {
+            return;
+        };
+        let mut flight = flight.lock().unwrap_or_else(PoisonError::into_inner);
+        match rebalance {
+            Rebalance::Assign(list) => {
+                tracing::info!(partitions = ?partitions(list), "partitions are assigned");
+            }
+            Rebalance::Revoke(list) => {
+                let revoked = partitions(list);
+                tracing::info!(partitions = ?revoked, "partitions are taken away");
+                let deadline = Instant::now() + HAND_OVER_GRACE;
+                flight.drain();
+                while flight.in_flight_of(&revoked) > 0
+                    && flight.failure().is_none()
+                    && Instant::now() < deadline
+                {
+                    std::thread::sleep(LOOK_INTERVAL);
+                    flight.drain();
+                }
+                let due = flight.take_due();
+                if let Err(error) = commit(consumer, flight.input(), &due, CommitMode::Sync) {
+                    tracing::debug!(%error, "offsets of lost partitions are not committed");
+                }
+                flight.give_up(&revoked);
+            }
+            Rebalance::Error(error) => {
+                tracing::warn!(%error, "the group cannot share its partitions")
+            }
+        }
+    }
+}
+
+/// Commits offsets to go on with.
+///
+/// # Errors
+/// When the cluster or the group refuses it.
+pub(super) fn commit(
+    consumer: &BaseConsumer<Watch>,
+    topic: &str,
+    due: &[(i32, i64)],
+    mode: CommitMode,
+) -> Result<(), KafkaError> {
+    if due.is_empty() {
+        return Ok(());
+    }
+    let mut list = TopicPartitionList::with_capacity(due.len());
+    for (partition, offset) in due {
+        list.add_partition_offset(topic, *partition, Offset::Offset(*offset))?;
+    }
+    consumer.commit(&list, mode)
+}
