@@ -16,7 +16,7 @@ use quaymaster::reconcile::{Identity, Observation, Settings};
 use quaymaster::runtime::watch::{EndpointFigures, WatchContext, watch as watch_endpoint};
 use quaymaster::runtime::{Endpoint, Options, containerd};
 use quaymaster::sink::publisher::Publisher;
-use quaymaster::sink::{Outgoing, Report, Sink, SinkError, SinkHealth};
+use quaymaster::sink::{Ended, Outgoing, Report, Sink, SinkError, SinkHealth};
 use quaymaster::wire::{Host, Refresh, Renderer};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
@@ -51,15 +51,17 @@ impl Sink for Counting {
     }
 
     async fn run(
-        self: Box<Self>,
+        &mut self,
         requests: mpsc::Receiver<Outgoing>,
         reports: mpsc::Sender<Report>,
         health: watch::Sender<SinkHealth>,
         stop: CancellationToken,
-    ) -> Result<(), SinkError> {
+    ) -> Result<Ended, SinkError> {
         let (passed, nowhere) = mpsc::channel(QUEUE);
-        let sink = Box::new(crate::latency::Nowhere);
-        let acking = tokio::spawn(sink.run(nowhere, reports, health, stop));
+        let acking = tokio::spawn(async move {
+            let mut sink = crate::latency::Nowhere;
+            sink.run(nowhere, reports, health, stop).await
+        });
         let mut requests = requests;
         let (mut records, mut mappings) = (BTreeSet::new(), BTreeSet::new());
         while let Some(message) = requests.recv().await {
@@ -78,7 +80,7 @@ impl Sink for Counting {
         }
         drop(passed);
         let _ = acking.await;
-        Ok(())
+        Ok(Ended::Finished)
     }
 }
 

@@ -29,6 +29,8 @@ use crate::runtime::discover::{Host as DiscoverHost, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
 use crate::runtime::{Endpoint, Options, RuntimeError, containerd};
 use crate::sink::publisher::Publisher;
+use crate::sink::read_back::read_back;
+use crate::sink::twin::{self, Own};
 use crate::sink::{Sink, SinkError, SinkHealth};
 use crate::telemetry;
 use crate::wire::{Host, Refresh, Renderer};
@@ -134,6 +136,8 @@ struct Daemon {
     collector: Option<Running>,
     context: WatchContext,
     watches: JoinSet<()>,
+    /// What reads back from the bus.
+    readers: JoinSet<()>,
     watched: BTreeMap<SourceId, Endpoint>,
     /// Sockets whose events of containerd are read.
     hinting: BTreeSet<PathBuf>,
@@ -162,8 +166,11 @@ impl Daemon {
             .map_err(|error| Failure::new(EXIT_CONFIG, error))?
             .into();
         let client_id = format!("quaymaster-{host_id}");
-        let sink = crate::sink::open(&config.bus, &config.topics, &client_id)
-            .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
+        let open = || {
+            crate::sink::open(&config.bus, &config.topics, &client_id)
+                .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))
+        };
+        let (sink, keys_reader, status_reader) = (open()?, open()?, open()?);
         let notifier = Arc::new(Notifier::of_environment());
         let (mut parts, channels) = parts(config, &host_id, &processes)?;
         parts.fd_store = FdStore::take_back(
@@ -174,6 +181,7 @@ impl Daemon {
             &processes,
         );
         let reader = parts.outbox.reader();
+        let owes_read_back = config.read_back && parts.outbox.owes_read_back();
         let renderer = parts.renderer.clone();
         let ce_source = crate::wire::ce_source(&host_id);
         let forgotten = unconfigured(config, &parts.restored);
@@ -182,6 +190,10 @@ impl Daemon {
         let (health_tx, health) = watch::channel(SinkHealth::default());
         let publisher_finish = CancellationToken::new();
         let publisher_stop = CancellationToken::new();
+        let own = Own {
+            host_id: host_id.to_string(),
+            boot_id: renderer.host().boot_id.to_string(),
+        };
         let publisher = Publisher {
             reader,
             host_id,
@@ -222,6 +234,18 @@ impl Daemon {
                 .inputs
                 .try_send(Input::Observed(Observation::SourceForgotten { source }));
         }
+        let mut readers = JoinSet::new();
+        let stop = context.stop.clone();
+        if owes_read_back {
+            readers.spawn(read_back(
+                keys_reader,
+                own.host_id.clone(),
+                channels.snapshot.clone(),
+                running.inputs.clone(),
+                stop.clone(),
+            ));
+        }
+        readers.spawn(twin::watch(status_reader, config.bus.clone(), own, stop));
         let view = http::View {
             snapshot: channels.snapshot.clone(),
             health: health.clone(),
@@ -233,6 +257,7 @@ impl Daemon {
             collector: Some(running),
             context,
             watches: JoinSet::new(),
+            readers,
             watched: BTreeMap::new(),
             hinting: BTreeSet::new(),
             publisher,
@@ -381,6 +406,7 @@ impl Daemon {
         self.notifier.stopping();
         self.context.stop.cancel();
         while self.watches.join_next().await.is_some() {}
+        while self.readers.join_next().await.is_some() {}
         if let Some(periodic) = self.periodic.take() {
             // It ends at once; what went wrong in it ends here too.
             let _ = periodic.await;

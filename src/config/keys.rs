@@ -255,6 +255,13 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "topics.read_back",
+        flag: Some("topics_read_back"),
+        about: "Whether a new state reads this host's keys back from the bus and tombstones those that no longer hold.",
+        sample: "",
+        value: |config| Some(Value::Boolean(config.read_back)),
+    },
+    Key {
         name: "records.refresh",
         flag: None,
         about: "How often unchanged records are put again: resync (at each), or a time.",

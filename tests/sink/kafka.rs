@@ -67,7 +67,7 @@ pub(crate) async fn kcat(servers: &[String], topic: &str) -> anyhow::Result<Vec<
         .collect()
 }
 
-fn admin(servers: &[String]) -> anyhow::Result<AdminClient<DefaultClientContext>> {
+pub(crate) fn admin(servers: &[String]) -> anyhow::Result<AdminClient<DefaultClientContext>> {
     Ok(ClientConfig::new()
         .set("bootstrap.servers", servers.join(","))
         .create()?)
@@ -81,7 +81,21 @@ async fn alter(servers: &[String], topic: &str, key: &str, value: &str) -> anyho
     for result in results {
         result.map_err(|(_, code)| code)?;
     }
-    Ok(())
+    // The broker takes it over a little later.
+    let has_it = async {
+        loop {
+            let wanted = [ResourceSpecifier::Topic(topic)];
+            let found = admin(servers)?
+                .describe_configs(&wanted, &AdminOptions::new())
+                .await?;
+            let resource = found.into_iter().next().context("the topic")??;
+            let mut entries = resource.entries.into_iter();
+            if entries.any(|entry| entry.name == key && entry.value.as_deref() == Some(value)) {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(WAIT, has_it).await?
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod kafka;
 mod kafka_faults;
 mod lab;
 mod latency;
+mod lost;
 mod nats;
 mod nats_faults;
 mod secure;

@@ -336,36 +336,6 @@ async fn streams_are_created_as_designed_and_a_wrong_one_is_refused_by_name() ->
 }
 
 #[tokio::test]
-async fn streams_that_vanish_are_created_again_and_messages_wait_for_them() -> anyhow::Result<()> {
-    let Some(nats) = Broker::Nats.steady().await? else {
-        return Ok(());
-    };
-    let topics = fresh_topics();
-    let mut driven = Driven::prepared(sink(&nats.servers, &topics)?).await?;
-    let record = |row| state(row, Topic::Records, "c", Some(row.to_string()));
-    driven.send(delta(1)).await?;
-    driven.send(record(2)).await?;
-    driven.acked(2).await?;
-    let client = client(&nats.servers).await?;
-    client.delete_stream(stream_name(&topics)).await?;
-    client
-        .delete_key_value(bucket_name(&topics, Topic::Records))
-        .await?;
-    driven.send(delta(3)).await?;
-    driven.send(record(4)).await?;
-    driven.acked(2).await?;
-    driven.finish().await?;
-    let read = read_deltas(&client, &topics).await?;
-    assert!(read.iter().map(|(_, _, seq)| *seq).eq([3]));
-    let store = bucket(&client, &topics, Topic::Records).await?;
-    assert_eq!(
-        store.get(format!("{HOST}.c")).await?.as_deref(),
-        Some(&b"4"[..])
-    );
-    Ok(())
-}
-
-#[tokio::test]
 async fn a_nats_that_is_not_there_is_unavailable_within_seconds() -> anyhow::Result<()> {
     let mut sink = sink(&["127.0.0.1:1".to_owned()], &TopicSettings::default())?;
     let error = tokio::time::timeout(WAIT / 4, sink.prepare())

@@ -1,6 +1,7 @@
 //! The connection: made once, kept up by the client for ever; how often it was lost, and the server's last word.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -117,6 +118,11 @@ impl Connection {
     /// The newest error that was told of.
     pub(super) fn last_error(&self) -> String {
         self.standing.borrow().last_error.clone()
+    }
+
+    /// How often a connection was made: it tells of each reconnect for sure, which events do not.
+    pub(super) fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
     pub(super) fn is_up(&self) -> bool {

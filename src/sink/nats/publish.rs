@@ -8,6 +8,8 @@
 //!   `Nats-Msg-Id`: within the window that would drop a value that is put again.
 //! - A request goes out only while the connection is up. So at most one copy of a message lies in the client's
 //!   own buffer when the connection is lost.
+//! - After each reconnect nothing goes out before the last acknowledged delta is read back ([`super::sound`]). Where
+//!   it is lost, no message ends any more, and [`Publisher::lost`] tells.
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -19,14 +21,16 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::check::ce_id;
 use super::connection::{ANSWER_TIMEOUT, Connection};
 use super::errors::{Class, classify};
 use super::naming::Naming;
+use super::sound::Sound;
 use super::streams;
 use crate::backoff::Backoff;
 use crate::model::Topic;
 use crate::sink::report::HealthTeller;
-use crate::sink::{ManageTopics, Outcome, Outgoing, Position, TopicSettings, cloudevents};
+use crate::sink::{Loss, ManageTopics, Outcome, Outgoing, Position, TopicSettings, cloudevents};
 use crate::telemetry::chain;
 
 /// The waits before a message is sent again.
@@ -49,6 +53,7 @@ pub(super) struct Publisher {
     naming: Naming,
     settings: TopicSettings,
     health: HealthTeller,
+    sound: Sound,
     /// When streams were last created again.
     repaired_at: Mutex<Option<Instant>>,
     warned_at: std::sync::Mutex<Option<Instant>>,
@@ -63,7 +68,8 @@ pub(super) struct Delivered {
 
 /// What came of one attempt.
 enum Attempt {
-    Stored(u64),
+    /// Under this sequence; whether it was there before.
+    Stored(u64, bool),
     Rejected(String),
     /// Another message is the subject's last one.
     WrongLast,
@@ -83,6 +89,8 @@ enum Attempt {
 pub(super) struct Answer {
     #[serde(default)]
     seq: u64,
+    #[serde(default)]
+    duplicate: bool,
     pub(super) error: Option<ApiError>,
 }
 
@@ -106,12 +114,14 @@ impl Publisher {
         naming: Naming,
         settings: TopicSettings,
         health: HealthTeller,
+        sound: Sound,
     ) -> Self {
         Self {
             connection,
             naming,
             settings,
             health,
+            sound,
             repaired_at: Mutex::new(None),
             warned_at: std::sync::Mutex::new(None),
         }
@@ -138,9 +148,11 @@ impl Publisher {
                     headers.insert(name, replaces.to_string());
                 }
             }
-            self.wait_until_up().await;
+            self.wait_until_sound().await;
             let must_look = match self.attempt(&subject, headers.clone(), message).await {
-                Attempt::Stored(sequence) => return self.stored(sequence),
+                Attempt::Stored(sequence, is_double) => {
+                    return self.stored(message, sequence, is_double).await;
+                }
                 Attempt::Rejected(reason) => return rejected(reason),
                 Attempt::WrongLast => true,
                 Attempt::NoStream(error) => {
@@ -171,7 +183,7 @@ impl Publisher {
                 let last = self.last(&stream, &subject).await;
                 match last {
                     Some(last) if *last.ce_id == *message.ce_id => {
-                        return self.stored(last.sequence);
+                        return self.stored(message, last.sequence, true).await;
                     }
                     Some(last) => replaces = last.sequence,
                     None => replaces = 0,
@@ -187,6 +199,8 @@ impl Publisher {
             self.connection.lost().await;
             self.health
                 .down(&self.why("the connection to nats was lost"));
+            // Looked for also where nothing is to be sent.
+            self.wait_until_sound().await;
         }
     }
 
@@ -197,13 +211,40 @@ impl Publisher {
         }
     }
 
-    fn stored(&self, sequence: u64) -> Delivered {
+    /// Waits until the connection is up, and the last acknowledged delta was found since it was made.
+    async fn wait_until_sound(&self) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        loop {
+            self.wait_until_up().await;
+            match self.sound.look(&self.connection, &self.naming).await {
+                Ok(()) => return,
+                Err(error) => self.health.down(&chain(&error)),
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    /// Waits until acknowledged data is found to be lost.
+    pub(super) async fn lost(&self) -> Loss {
+        self.sound.lost().await
+    }
+
+    async fn stored(&self, message: &Outgoing, sequence: u64, is_double: bool) -> Delivered {
+        let position = Position {
+            partition: 0,
+            offset: i64::try_from(sequence).unwrap_or(i64::MAX),
+        };
+        match message.topic {
+            Topic::Deltas => {
+                self.sound
+                    .remember(position, &message.ce_id, is_double)
+                    .await;
+            }
+            Topic::Records | Topic::Pns | Topic::Status | Topic::Processes | Topic::Ports => {}
+        }
         self.health.up();
         Delivered {
-            outcome: Outcome::Acked(Position {
-                partition: 0,
-                offset: i64::try_from(sequence).unwrap_or(i64::MAX),
-            }),
+            outcome: Outcome::Acked(position),
             sequence: Some(sequence),
         }
     }
@@ -247,7 +288,11 @@ impl Publisher {
             Err(_) => return Attempt::Unknown(self.why("nats does not answer")),
         };
         match serde_json::from_slice::<Answer>(&answer.payload) {
-            Ok(Answer { error: None, seq }) if seq > 0 => Attempt::Stored(seq),
+            Ok(Answer {
+                error: None,
+                seq,
+                duplicate,
+            }) if seq > 0 => Attempt::Stored(seq, duplicate),
             Ok(Answer {
                 error: Some(error), ..
             }) => refusal(&error),
@@ -283,11 +328,7 @@ impl Publisher {
         match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
             Ok(Ok(message)) => Ok(Some(Last {
                 sequence: message.sequence,
-                ce_id: message
-                    .headers
-                    .get("ce-id")
-                    .map(|id| id.as_str().to_owned())
-                    .unwrap_or_default(),
+                ce_id: ce_id(&message.headers),
             })),
             Ok(Err(error)) => match error.kind() {
                 LastRawMessageErrorKind::NoMessageFound => Ok(None),
@@ -319,6 +360,8 @@ impl Publisher {
             Ok(created) => {
                 if !created.is_empty() {
                     tracing::warn!(?created, "streams of nats were gone and are created again");
+                    drop(repaired_at);
+                    return self.sound.created_again(&created).await;
                 }
             }
             Err(error) => tracing::debug!(error = chain(&error), "streams cannot be created again"),

@@ -45,6 +45,9 @@ advertised.listeners=$advertised
 listener.security.protocol.map=$protocols,CONTROLLER:PLAINTEXT
 log.dirs=$home/data
 auto.create.topics.enable=false
+# Everybody may do everything until a test says otherwise.
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=true
 num.partitions=1
 default.replication.factor=1
 min.insync.replicas=1
