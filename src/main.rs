@@ -1,13 +1,13 @@
 //! The `quaymaster` command: arguments in, exit code out.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use quaymaster::cli::{
-    self, config, doctor, enrich, exec, list, local, outbox, ports, processes, run, schema, topics,
-    whois,
+    self, config, doctor, enrich, exec, list, local, manual, outbox, ports, processes, run, schema,
+    top, topics, whois,
 };
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
@@ -40,6 +40,8 @@ enum Command {
     Processes(Box<local::SnapshotArgs>),
     /// Print the listening sockets with their processes and containers, or send them to the bus
     Ports(Box<local::SnapshotArgs>),
+    /// Watch a running collector, by where it listens
+    Top(top::TopArgs),
     /// Create, check, show or tidy up the topics of the bus
     Topics {
         #[command(flatten)]
@@ -64,6 +66,17 @@ enum Command {
         /// Which
         #[arg(value_enum)]
         schema: schema::Schema,
+    },
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// Where to
+        directory: PathBuf,
     },
 }
 
@@ -131,6 +144,12 @@ async fn dispatch(command: &Command, ready: Option<run::Ready>, matches: &ArgMat
         }
         Command::Doctor(args) => ended(doctor::run(args, &mut out).await, &mut err),
         Command::Outbox { command } => ended(outbox::run(command, &mut out), &mut err),
+        Command::Top(args) => top::run(args, &mut err).await,
+        Command::Completions { shell } => {
+            let completions = manual::completions(Arguments::command(), *shell, &mut out);
+            ended(completions, &mut err)
+        }
+        Command::Man { directory } => ended(manual::man(Arguments::command(), directory), &mut err),
         Command::Schema { schema } => ended(schema::run(*schema, &mut out), &mut err),
     }
 }

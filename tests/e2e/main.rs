@@ -21,6 +21,7 @@ mod older;
 mod own;
 mod package;
 mod safety;
+mod sight;
 mod storms;
 mod story;
 mod wait;
