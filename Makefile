@@ -4,6 +4,7 @@
 #   make demo      a private Docker, containerd and Kafka; what Quaymaster publishes of them, for a minute
 #   make test      all tests, with real runtimes and brokers
 #   make check     format, lints, documentation
+#   make deny      licences, sources and duplicates of dependencies (builds cargo-deny, where it is missing: minutes)
 #   make faults    half an hour of faults, with figures (QUAYMASTER_FAULTS_MINUTES=60, QUAYMASTER_FAULTS_SEED=…)
 #   make fuzz      every decoder of foreign bytes, 10 minutes each (QUAYMASTER_FUZZ_SECONDS=…)
 #   make bench     measurements, as ratios
@@ -21,7 +22,7 @@ CARGO_VERSION_MIN := 1.90
 # What the daemon gets besides `run`, as in `make run ARGS='--bus kafka://localhost:9092'`.
 ARGS ?=
 
-.PHONY: help run demo test faults fuzz check bench package install install-lab cargo build
+.PHONY: help run demo test faults fuzz check deny bench package install install-lab cargo build
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +51,13 @@ check: install
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+# Advisories need a database from the network, and are asked for by hand: `cargo deny check advisories`.
+deny: install
+	@if ! cargo deny --version >/dev/null 2>&1; then
+	  nice -n 15 cargo install --locked cargo-deny --root target/tools --target-dir target/cargo-deny
+	fi
+	PATH="$$PWD/target/tools/bin:$$PATH" cargo deny check bans licenses sources
 
 bench: build install-lab
 	@if [[ ! -x benches/run ]]; then echo 'make: there is no benches/run' >&2; exit 1; fi

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use quaymaster::model::Topic;
 use quaymaster::sink::{
-    BusUrl, Outcome, Outgoing, Position, Report, Sink, SinkError, SinkHealth, TopicSettings,
+    BusUrl, Ended, Outcome, Outgoing, Position, Report, Sink, SinkError, SinkHealth, TopicSettings,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -29,19 +29,19 @@ impl Sink for Nowhere {
     }
 
     async fn run(
-        self: Box<Self>,
+        &mut self,
         mut requests: mpsc::Receiver<Outgoing>,
         reports: mpsc::Sender<Report>,
         _health: watch::Sender<SinkHealth>,
         stop: CancellationToken,
-    ) -> Result<(), SinkError> {
+    ) -> Result<Ended, SinkError> {
         loop {
             let message = tokio::select! {
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(Ended::Finished),
                 message = requests.recv() => message,
             };
             let Some(message) = message else {
-                return Ok(());
+                return Ok(Ended::Finished);
             };
             let report = Report {
                 row: message.row,
@@ -51,7 +51,7 @@ impl Sink for Nowhere {
                 }),
             };
             if message.row != 0 && reports.send(report).await.is_err() {
-                return Ok(());
+                return Ok(Ended::Finished);
             }
         }
     }
@@ -81,18 +81,20 @@ impl Sink for Timed {
     }
 
     async fn run(
-        mut self: Box<Self>,
+        &mut self,
         mut requests: mpsc::Receiver<Outgoing>,
         reports: mpsc::Sender<Report>,
         health: watch::Sender<SinkHealth>,
         stop: CancellationToken,
-    ) -> Result<(), SinkError> {
-        let Some(inner) = self.inner.take() else {
-            return Ok(());
+    ) -> Result<Ended, SinkError> {
+        let Some(mut inner) = self.inner.take() else {
+            return Ok(Ended::Finished);
         };
         let (inner_requests, incoming) = mpsc::channel(QUEUE);
         let (outgoing, mut inner_reports) = mpsc::channel(QUEUE);
-        let task = tokio::spawn(inner.run(incoming, outgoing, health, stop.clone()));
+        let stopped = stop.clone();
+        let task =
+            tokio::spawn(async move { inner.run(incoming, outgoing, health, stopped).await });
         let mut handed: HashMap<u64, (u64, u64)> = HashMap::new();
         loop {
             tokio::select! {
@@ -115,7 +117,7 @@ impl Sink for Timed {
         }
         drop(inner_requests);
         let _ = task.await;
-        Ok(())
+        Ok(Ended::Finished)
     }
 }
 

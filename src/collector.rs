@@ -16,15 +16,15 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::heartbeat::Heartbeat;
 use crate::local::tenants::Tenant;
-use crate::model::SourceId;
 use crate::model::message::Message;
+use crate::model::{ContainerId, SourceId, Topic};
 use crate::outbox::{self, Batch, Committed, Gap, Outbox, Owed, Stage, StageDone, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{
-    Effect, FdToken, Identity, Observation, Reconciler, Restored, Settings, Tracked,
+    Effect, FdToken, Identity, Observation, Reconciler, Restored, RowKey, Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
-use crate::sink::{Outcome, Outgoing, Report};
+use crate::sink::{Outcome, Outgoing, OwnKey, Report};
 use crate::telemetry;
 use crate::wire::{OutboxStatus, Renderer, ResyncStatus, RuntimeStatus, Status};
 
@@ -47,6 +47,8 @@ pub enum Input {
     Reported(Vec<Report>),
     /// An endpoint is watched from now on.
     Watching(SourceId, Watched),
+    /// The keys of this host that the bus has values for, as a new epoch reads them back.
+    ReadBack(Vec<OwnKey>),
     /// The bus that reports from now on, as it names itself.
     BusIs(Arc<str>),
     /// The bus lost what it had acknowledged. Nothing may be in flight: what is owed is read again from the
@@ -141,6 +143,8 @@ pub struct Collector {
     status_due: bool,
     failed_commits: u64,
     failures_in_a_row: u32,
+    /// Keys that were read back, until what follows from them is committed.
+    read_back: Option<Vec<OwnKey>>,
 }
 
 /// The parts that outlive a failed commit.
@@ -187,6 +191,7 @@ impl Collector {
             status_due: true,
             failed_commits: 0,
             failures_in_a_row: 0,
+            read_back: None,
         };
         collector.observe(Observation::Began {
             last_alive_ms: parts.last_alive_ms,
@@ -230,6 +235,7 @@ impl Collector {
                 self.watched.insert(source.clone(), watched);
                 self.observe(Observation::SourceExpected { source });
             }
+            Input::ReadBack(keys) => self.read_back = Some(keys),
             Input::BusIs(bus) => self.parts.outbox.set_bus(bus),
             Input::BusLostData { lost_from, done } => self.lost.push((lost_from, done)),
             Input::Stopping => {
@@ -336,6 +342,7 @@ impl Collector {
     /// Makes what was decided durable, then acts on it.
     fn commit(&mut self) {
         let now = now_ms();
+        self.bury_what_no_longer_holds();
         let mut batch = std::mem::take(&mut self.batch);
         let messages = outbox::coalesce(std::mem::take(&mut self.messages));
         batch
@@ -369,6 +376,9 @@ impl Collector {
                     self.parts.committed.notify_one();
                 }
                 self.failures_in_a_row = 0;
+                if self.read_back.take().is_some() {
+                    self.parts.outbox.read_back_is_done();
+                }
                 self.act();
                 self.settle(committed.settled);
                 self.publish_status(now);
@@ -378,6 +388,29 @@ impl Collector {
                 self.recover(&telemetry::chain(&error));
             }
         }
+    }
+
+    /// Tombstones for keys on the bus that the state does not hold. They stand behind what was put before, and before
+    /// what will be put: a key that is taken again is right in the end.
+    fn bury_what_no_longer_holds(&mut self) {
+        let Some(keys) = &self.read_back else {
+            return;
+        };
+        let mut buried = 0_u64;
+        for key in keys {
+            let Some((row, message)) = tombstone(key) else {
+                continue;
+            };
+            if self.reconciler.row(&row).is_none() {
+                self.messages.push((self.parts.outbox.take_row(), message));
+                buried += 1;
+            }
+        }
+        tracing::info!(
+            buried,
+            keys = keys.len(),
+            "what an earlier epoch left on the bus gets its tombstone"
+        );
     }
 
     /// Owes what the bus lost anew. What cannot be committed is tried again with the next input.
@@ -576,6 +609,29 @@ impl Collector {
                 }
             })
             .collect()
+    }
+}
+
+/// The row that would hold a key, and the key's tombstone; `None` for what is no key of ours.
+fn tombstone(key: &OwnKey) -> Option<(RowKey, Message)> {
+    match key.topic {
+        Topic::Records => {
+            let id = ContainerId::parse(&key.item)?;
+            Some((
+                RowKey::Container(id.clone()),
+                Message::RecordTombstone { id },
+            ))
+        }
+        Topic::Pns => {
+            let pns_inode = key.item.parse().ok()?;
+            // Generations of this epoch begin at 1: no mapping of it waits for this one's acknowledgement.
+            let message = Message::MappingTombstone {
+                pns_inode,
+                generation: 0,
+            };
+            Some((RowKey::Namespace(pns_inode), message))
+        }
+        Topic::Deltas | Topic::Status | Topic::Processes | Topic::Ports => None,
     }
 }
 

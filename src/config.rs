@@ -70,6 +70,9 @@ pub struct Overrides {
     /// Who makes topics, streams and buckets: create, verify or off
     #[arg(long, value_name = "HOW", env = "QUAYMASTER_TOPICS_MANAGE")]
     pub topics_manage: Option<String>,
+    /// Whether a new state reads this host's keys back from the bus: true or false
+    #[arg(long, value_name = "true|false", env = "QUAYMASTER_TOPICS_READ_BACK")]
+    pub topics_read_back: Option<bool>,
     /// How long a mapping stays after its namespace has ended, such as 10m
     #[arg(long, value_name = "TIME", env = "QUAYMASTER_PNS_LINGER")]
     pub pns_linger: Option<String>,
@@ -95,6 +98,9 @@ pub struct Overrides {
     /// How logs are written: text or json
     #[arg(long, value_name = "FORMAT", env = "QUAYMASTER_LOG_FORMAT")]
     pub log_format: Option<String>,
+    /// Keep all powers that the daemon was started with, for kernels where giving them up fails
+    #[arg(long, env = "QUAYMASTER_KEEP_PRIVILEGES")]
+    pub keep_privileges: bool,
     /// How the bus is entered.
     #[command(flatten)]
     pub access: AccessOverrides,
@@ -121,6 +127,8 @@ pub struct Config {
     pub procfs: PathBuf,
     /// The topics.
     pub topics: TopicSettings,
+    /// Whether a new epoch reads its keys back.
+    pub read_back: bool,
     /// How often records are put again; `None` at every resync.
     pub records_refresh: Option<Duration>,
     /// How long mappings linger.
@@ -141,6 +149,8 @@ pub struct Config {
     pub log_filter: String,
     /// How it is logged.
     pub log_format: LogFormat,
+    /// Whether the daemon keeps the powers that it was started with.
+    pub keep_privileges: bool,
     /// The joiner's own settings.
     pub enrich: EnrichSettings,
 }
@@ -267,6 +277,7 @@ impl Config {
                     .map_err(|error| value("endpoint", error))
             })
             .collect::<Result<Vec<_>, _>>()?;
+        let read_back = flags.topics_read_back.or(raw.topics.read_back);
         let mut topics = topics(flags, raw.topics)?;
         if processes_interval.is_some() {
             topics.used.push(Topic::Processes);
@@ -314,12 +325,14 @@ impl Config {
                 .or(raw.procfs)
                 .unwrap_or_else(|| "/proc".into()),
             topics,
+            read_back: read_back.unwrap_or(true),
             records_refresh,
             pns_linger: duration("pns.linger", linger.as_deref().unwrap_or("10m"))?,
             pns_refresh: duration("pns.refresh", raw.pns.refresh.as_deref().unwrap_or("1h"))?,
             pns_held_max: raw.pns.held_max.unwrap_or(4_096),
             outbox_max_bytes,
             processes_interval,
+            keep_privileges: flags.keep_privileges || raw.keep_privileges,
             http_listen,
             http_listen_anywhere,
             log_filter: flags

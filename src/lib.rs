@@ -14,6 +14,7 @@ pub mod local;
 pub mod model;
 pub mod notify;
 pub mod outbox;
+pub mod privileges;
 pub mod procfs;
 pub mod reconcile;
 pub mod runtime;

@@ -1,13 +1,13 @@
 //! The `quaymaster` command: arguments in, exit code out.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use quaymaster::cli::{
-    self, config, doctor, enrich, exec, list, local, outbox, ports, processes, run, schema, topics,
-    whois,
+    self, config, doctor, enrich, exec, list, local, manual, outbox, ports, processes, run, schema,
+    top, topics, whois,
 };
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
@@ -40,6 +40,8 @@ enum Command {
     Processes(Box<local::SnapshotArgs>),
     /// Print the listening sockets with their processes and containers, or send them to the bus
     Ports(Box<local::SnapshotArgs>),
+    /// Watch a running collector, by where it listens
+    Top(top::TopArgs),
     /// Create, check, show or tidy up the topics of the bus
     Topics {
         #[command(flatten)]
@@ -65,11 +67,26 @@ enum Command {
         #[arg(value_enum)]
         schema: schema::Schema,
     },
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
     let matches = Arguments::command().get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let ready = match ready(&arguments.command) {
+        Ok(ready) => ready,
+        Err(failure) => return ExitCode::from(ended(Err(failure), &mut std::io::stderr())),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -84,17 +101,29 @@ fn main() -> ExitCode {
             return ExitCode::from(cli::EXIT_FAILURE);
         }
     };
-    let code = runtime.block_on(dispatch(&arguments.command, &matches));
+    let code = runtime.block_on(dispatch(&arguments.command, ready, &matches));
     // A task that hangs in a system call must not keep the process.
     runtime.shutdown_background();
     ExitCode::from(code)
 }
 
-async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
+/// The daemon gives up its privileges before there are threads that would keep them.
+fn ready(command: &Command) -> Result<Option<run::Ready>, cli::Failure> {
+    if let Command::Run(args) = command {
+        run::ready(args).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+async fn dispatch(command: &Command, ready: Option<run::Ready>, matches: &ArgMatches) -> u8 {
     let mut out = std::io::stdout();
     let mut err = std::io::stderr();
     match command {
-        Command::Run(args) => ended(run::run(args).await, &mut err),
+        Command::Run(_) => match ready {
+            Some(ready) => ended(run::run(ready).await, &mut err),
+            None => cli::EXIT_FAILURE,
+        },
         Command::Enrich(args) => ended(enrich::run(args).await, &mut err),
         Command::List(args) => {
             let processes = ProcessTable::open(Path::new("/proc")).ok();
@@ -111,10 +140,16 @@ async fn dispatch(command: &Command, matches: &ArgMatches) -> u8 {
         ),
         Command::Config { command } => {
             let matches = matches.subcommand_matches("config");
-            ended(config::run(command, matches, &mut out), &mut err)
+            ended(config::run(command, matches, &mut out).await, &mut err)
         }
         Command::Doctor(args) => ended(doctor::run(args, &mut out).await, &mut err),
         Command::Outbox { command } => ended(outbox::run(command, &mut out), &mut err),
+        Command::Top(args) => top::run(args, &mut err).await,
+        Command::Completions { shell } => {
+            let completions = manual::completions(Arguments::command(), *shell, &mut out);
+            ended(completions, &mut err)
+        }
+        Command::Man { directory } => ended(manual::man(Arguments::command(), directory), &mut err),
         Command::Schema { schema } => ended(schema::run(*schema, &mut out), &mut err),
     }
 }

@@ -2,8 +2,12 @@
 
 use std::error::Error;
 use std::io::IsTerminal as _;
+use std::sync::OnceLock;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::reload::Handle;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
@@ -15,22 +19,40 @@ pub enum LogFormat {
     Json,
 }
 
+/// Changes the filter of the logs that were started.
+static FILTER: OnceLock<FilterHandle> = OnceLock::new();
+
+type FilterHandle = Handle<EnvFilter, Registry>;
+
 /// Writes logs to stderr. `filter` is a directive such as `info` or `quaymaster=debug`.
 ///
 /// # Errors
 /// When the directive cannot be understood.
 pub fn start(filter: &str, format: LogFormat) -> Result<(), String> {
-    let filter = parse_filter(filter)?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let (filter, handle) = reload::Layer::new(parse_filter(filter)?);
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    // A second start in one process (tests) keeps the first one's settings.
-    let _ = match format {
-        LogFormat::Text => logs.try_init(),
-        LogFormat::Json => logs.json().try_init(),
+    let logs = tracing_subscriber::registry().with(filter);
+    let started = match format {
+        LogFormat::Text => logs.with(lines).try_init(),
+        LogFormat::Json => logs.with(lines.json()).try_init(),
     };
+    // A second start in one process (tests) keeps the first one's settings.
+    if started.is_ok() {
+        let _ = FILTER.set(handle);
+    }
     Ok(())
+}
+
+/// Logs by another filter from now on.
+///
+/// # Errors
+/// When the directive cannot be understood, or no logs were started.
+pub fn set_filter(filter: &str) -> Result<(), String> {
+    let filter = parse_filter(filter)?;
+    let handle = FILTER.get().ok_or("no logs were started")?;
+    handle.reload(filter).map_err(|error| error.to_string())
 }
 
 /// Says what is wrong with a log filter.

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Subcommand};
 
-use super::{EXIT_CONFIG, EXIT_FAILURE, Failure};
+use super::{EXIT_CONFIG, EXIT_FAILURE, Failure, doctor, sink_failure};
 use crate::config::access::SECRET_VARIABLES;
 use crate::config::enrich::EnrichOverrides;
 use crate::config::keys::{self, KEYS, Key};
@@ -27,9 +27,20 @@ pub enum ConfigCommand {
     /// Print what is in force, and where each value comes from: default, file, environment or flag
     Show(Box<AllOverrides>),
     /// Say whether the configuration is valid
-    Check(Box<AllOverrides>),
+    Check(Box<CheckArgs>),
     /// Print a file with every key and its default, as comments
     Example,
+}
+
+/// The arguments of `quaymaster config check`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// The settings.
+    #[command(flatten)]
+    pub all: AllOverrides,
+    /// Also ask the runtimes and the bus
+    #[arg(long)]
+    pub live: bool,
 }
 
 /// Runs a command. `matches` are the arguments of `config`, which know what came from a flag and what from the
@@ -37,10 +48,10 @@ pub enum ConfigCommand {
 ///
 /// # Errors
 /// [`EXIT_CONFIG`] for the first setting that is wrong, [`EXIT_FAILURE`] where the output cannot be written.
-pub fn run(
+pub async fn run(
     command: &ConfigCommand,
     matches: Option<&ArgMatches>,
-    out: &mut dyn Write,
+    out: &mut (dyn Write + Send),
 ) -> Result<(), Failure> {
     let text = match command {
         ConfigCommand::Show(all) => {
@@ -49,7 +60,7 @@ pub fn run(
             let origin = |key: &Key| origin(key, matches, &file);
             show(&config, &origin)
         }
-        ConfigCommand::Check(all) => check(all)?,
+        ConfigCommand::Check(args) => check(args).await?,
         ConfigCommand::Example => {
             let defaults = Config::defaults()?;
             keys::example(&defaults)
@@ -108,14 +119,21 @@ fn origin(key: &Key, matches: Option<&ArgMatches>, file: &toml::Table) -> &'stat
     }
 }
 
-/// All that can be said of a configuration without the runtimes and the bus (for those there is `doctor`).
-fn check(all: &AllOverrides) -> Result<String, Failure> {
-    let (config, _) = Config::load_with_file(&all.overrides, &all.enrich)?;
+/// All that can be said of a configuration without the runtimes and the bus, and, where it is asked for, what these say:
+/// the first that does not work is told, with its exit code.
+async fn check(args: &CheckArgs) -> Result<String, Failure> {
+    let (config, _) = Config::load_with_file(&args.all.overrides, &args.all.enrich)?;
+    config.bus.check().map_err(sink_failure)?;
     let failure = |error: String| Failure::new(EXIT_CONFIG, error);
     telemetry::check_filter(&config.log_filter).map_err(failure)?;
     let host_id = host::host_id(config.host_id.as_deref()).map_err(failure)?;
+    let live = if args.live {
+        doctor::live(&config).await?
+    } else {
+        String::new()
+    };
     Ok(format!(
-        "the configuration is valid: host {host_id}, bus {}\n",
+        "{live}the configuration is valid: host {host_id}, bus {}\n",
         config.bus
     ))
 }

@@ -10,8 +10,8 @@ use std::io::Write;
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{EXIT_FAILURE, Failure};
-use crate::config::Overrides;
+use super::{EXIT_FAILURE, EXIT_OK, Failure};
+use crate::config::{Config, Overrides};
 
 /// The arguments of `quaymaster doctor`.
 #[derive(clap::Args, Clone, Debug)]
@@ -64,6 +64,9 @@ struct Finding {
     found: String,
     /// What to do; empty where there is nothing.
     remedy: String,
+    /// The exit code of a command for which this is the first that does not work.
+    #[serde(skip)]
+    code: u8,
 }
 
 impl Finding {
@@ -73,6 +76,7 @@ impl Finding {
             health: Health::Well,
             found: found.into(),
             remedy: String::new(),
+            code: EXIT_OK,
         }
     }
 
@@ -82,14 +86,21 @@ impl Finding {
             health: Health::Limited,
             found: found.into(),
             remedy: remedy.into(),
+            code: EXIT_OK,
         }
     }
 
     fn unwell(check: &'static str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             health: Health::Unwell,
+            code: EXIT_FAILURE,
             ..Self::limited(check, found, remedy)
         }
+    }
+
+    /// The same, for a command that ends with this code.
+    fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
     }
 }
 
@@ -126,6 +137,28 @@ pub async fn run(args: &DoctorArgs, out: &mut (dyn Write + Send)) -> Result<(), 
     }
 }
 
+/// What the runtimes and the bus say, a line each.
+///
+/// # Errors
+/// The first that does not work, with what to do, and its exit code.
+pub async fn live(config: &Config) -> Result<String, Failure> {
+    let mut findings = runtimes::look(config).await;
+    findings.extend(bus::look(config).await);
+    let unwell = findings
+        .iter()
+        .find(|finding| finding.health == Health::Unwell);
+    match unwell {
+        None => Ok(text(&findings)),
+        Some(Finding {
+            check,
+            found,
+            remedy,
+            code,
+            ..
+        }) => Err(Failure::new(*code, format!("{check}: {found}: {remedy}"))),
+    }
+}
+
 fn count(findings: &[Finding], health: Health) -> usize {
     let of = |finding: &&Finding| finding.health == health;
     findings.iter().filter(of).count()
@@ -139,6 +172,7 @@ fn text(findings: &[Finding]) -> String {
             health,
             found,
             remedy,
+            code: _,
         } = finding;
         text.push_str(&format!("{:<8} {check:<12} {found}\n", health.as_str()));
         if !remedy.is_empty() {

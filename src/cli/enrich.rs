@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
-use super::run::{bind, on_signal};
+use super::run::{bind, listening, on_signal};
 use super::{EXIT_CONFIG, EXIT_FAILURE, Failure, chain, sink_failure};
 use crate::backoff::Backoff;
 use crate::config::enrich::EnrichOverrides;
@@ -53,10 +53,8 @@ pub async fn run(args: &EnrichArgs) -> Result<(), Failure> {
         .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
     config.bus.check().map_err(sink_failure)?;
     let setup = setup(&config)?;
-    let listener = match config.http_listen {
-        Some(address) => Some(bind(address).await?),
-        None => None,
-    };
+    let listener = config.http_listen.map(bind).transpose()?;
+    let listener = listener.map(listening).transpose()?;
     let stats = Arc::new(Stats::default());
     let stop = stopped_by_signal()?;
     let http_stop = CancellationToken::new();

@@ -10,12 +10,14 @@ pub mod exec;
 mod gather;
 pub mod list;
 pub mod local;
+pub mod manual;
 pub mod outbox;
 pub mod ports;
 pub mod processes;
 pub mod run;
 pub mod schema;
 mod table;
+pub mod top;
 pub mod topics;
 pub mod whois;
 

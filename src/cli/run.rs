@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure};
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
-use crate::config::{Config, Overrides};
+use crate::config::{Config, Overrides, keys};
 use crate::local::periodic::{Figures, Periodic};
 use crate::model::{RuntimeType, SourceId};
 use crate::notify::Notifier;
@@ -27,10 +27,12 @@ use crate::runtime::discover::{Host as DiscoverHost, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
 use crate::runtime::{Endpoint, RuntimeError, containerd};
 use crate::sink::publisher::Publisher;
+use crate::sink::read_back::read_back;
+use crate::sink::twin::{self, Own};
 use crate::sink::{Sink, SinkError, SinkHealth};
 use crate::telemetry;
 use crate::wire::{Host, Refresh, Renderer};
-use crate::{host, http};
+use crate::{host, http, privileges};
 
 /// How often sockets are looked for.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
@@ -56,28 +58,66 @@ pub struct RunArgs {
     pub once: bool,
 }
 
+/// What needs more power than the daemon keeps: done before it is given up.
+#[derive(Debug)]
+pub struct Ready {
+    args: RunArgs,
+    config: Config,
+    listener: Option<std::net::TcpListener>,
+}
+
+/// Gets what the daemon needs, and gives up its privileges. Threads that there are already keep theirs: call it first.
+///
+/// # Errors
+/// With the exit code for what is wrong.
+pub fn ready(args: &RunArgs) -> Result<Ready, Failure> {
+    let config = super::load(&args.overrides)?;
+    telemetry::start(&config.log_filter, config.log_format)
+        .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
+    raise_open_files();
+    let listener = config.http_listen.map(bind).transpose()?;
+    if config.keep_privileges {
+        tracing::warn!(
+            "all privileges are kept: take `keep_privileges` away where the kernel allows"
+        );
+    } else {
+        let endpoints = config.endpoints.iter().map(|endpoint| &*endpoint.path);
+        let files = config.bus.files().into_iter().map(|file| &*file.path);
+        let own = [config.state_dir.as_path()]
+            .into_iter()
+            .chain(args.overrides.config.as_deref());
+        privileges::give_up(endpoints.chain(files).chain(own));
+    }
+    Ok(Ready {
+        args: args.clone(),
+        config,
+        listener,
+    })
+}
+
 /// Runs the daemon until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// With the exit code for what is wrong.
-pub async fn run(args: &RunArgs) -> Result<(), Failure> {
-    let config = super::load(&args.overrides)?;
-    // First of all: a process that does not expect SIGUSR1 is ended by it.
-    let resync_now = on_signal(SignalKind::user_defined1())?;
-    telemetry::start(&config.log_filter, config.log_format)
-        .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
-    raise_open_files();
-    let listener = match config.http_listen {
-        Some(address) => Some(bind(address).await?),
-        None => None,
+pub async fn run(ready: Ready) -> Result<(), Failure> {
+    let Ready {
+        args,
+        config,
+        listener,
+    } = ready;
+    // First of all: a process that does not expect SIGUSR1 or SIGHUP is ended by it.
+    let asked = Asked {
+        resync: on_signal(SignalKind::user_defined1())?,
+        reload: on_signal(SignalKind::hangup())?,
     };
+    let listener = listener.map(listening).transpose()?;
     let mut daemon = Daemon::start(&config)?;
     let http_stop = CancellationToken::new();
     let http = listener.map(|listener| {
         let serving = http::serve(listener, daemon.view.clone(), http_stop.clone());
         tokio::spawn(serving)
     });
-    let result = daemon.serve(&config, args.once, resync_now).await;
+    let result = daemon.serve(config, &args, asked).await;
     let stopped = daemon.stop().await;
     http_stop.cancel();
     if let Some(http) = http {
@@ -92,6 +132,8 @@ struct Daemon {
     collector: Option<Running>,
     context: WatchContext,
     watches: JoinSet<()>,
+    /// What reads back from the bus.
+    readers: JoinSet<()>,
     watched: BTreeMap<SourceId, Endpoint>,
     /// Sockets whose events of containerd are read.
     hinting: BTreeSet<PathBuf>,
@@ -120,10 +162,14 @@ impl Daemon {
             .map_err(|error| Failure::new(EXIT_CONFIG, error))?
             .into();
         let client_id = format!("quaymaster-{host_id}");
-        let sink = crate::sink::open(&config.bus, &config.topics, &client_id)
-            .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))?;
+        let open = || {
+            crate::sink::open(&config.bus, &config.topics, &client_id)
+                .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))
+        };
+        let (sink, keys_reader, status_reader) = (open()?, open()?, open()?);
         let (parts, channels) = parts(config, &host_id, &processes)?;
         let reader = parts.outbox.reader();
+        let owes_read_back = config.read_back && parts.outbox.owes_read_back();
         let renderer = parts.renderer.clone();
         let ce_source = crate::wire::ce_source(&host_id);
         let forgotten = unconfigured(config, &parts.restored);
@@ -132,6 +178,10 @@ impl Daemon {
         let (health_tx, health) = watch::channel(SinkHealth::default());
         let publisher_finish = CancellationToken::new();
         let publisher_stop = CancellationToken::new();
+        let own = Own {
+            host_id: host_id.to_string(),
+            boot_id: renderer.host().boot_id.to_string(),
+        };
         let publisher = Publisher {
             reader,
             host_id,
@@ -171,6 +221,18 @@ impl Daemon {
                 .inputs
                 .try_send(Input::Observed(Observation::SourceForgotten { source }));
         }
+        let mut readers = JoinSet::new();
+        let stop = context.stop.clone();
+        if owes_read_back {
+            readers.spawn(read_back(
+                keys_reader,
+                own.host_id.clone(),
+                channels.snapshot.clone(),
+                running.inputs.clone(),
+                stop.clone(),
+            ));
+        }
+        readers.spawn(twin::watch(status_reader, config.bus.clone(), own, stop));
         let view = http::View {
             snapshot: channels.snapshot.clone(),
             health: health.clone(),
@@ -182,6 +244,7 @@ impl Daemon {
             collector: Some(running),
             context,
             watches: JoinSet::new(),
+            readers,
             watched: BTreeMap::new(),
             hinting: BTreeSet::new(),
             publisher,
@@ -198,10 +261,11 @@ impl Daemon {
     /// Watches, ticks and resyncs until a signal, the publisher's end, or `--once` is done.
     async fn serve(
         &mut self,
-        config: &Config,
-        once: bool,
-        mut resync_now: Signal,
+        mut config: Config,
+        args: &RunArgs,
+        mut asked: Asked,
     ) -> Result<(), Failure> {
+        let once = args.once;
         let mut terminate = on_signal(SignalKind::terminate())?;
         let mut interrupt = on_signal(SignalKind::interrupt())?;
         let mut discovery = tokio::time::interval(DISCOVERY_INTERVAL);
@@ -217,7 +281,13 @@ impl Daemon {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                _ = resync_now.recv() => self.tell(Observation::ResyncDue).await,
+                _ = asked.resync.recv() => self.tell(Observation::ResyncDue).await,
+                _ = asked.reload.recv() => {
+                    if reload(&mut config, &args.overrides) {
+                        let next = tokio::time::Instant::now() + with_jitter(config.resync_interval);
+                        resync.as_mut().reset(next);
+                    }
+                }
                 () = &mut resync => {
                     self.tell(Observation::ResyncDue).await;
                     let next = tokio::time::Instant::now() + with_jitter(config.resync_interval);
@@ -227,7 +297,7 @@ impl Daemon {
                     self.tell(Observation::Tick).await;
                     self.tell_watchdog();
                 }
-                _ = discovery.tick() => self.discover(config, once).await?,
+                _ = discovery.tick() => self.discover(&config, once).await?,
                 ended = &mut self.publisher => return publisher_ended(ended),
                 done = &mut once_done => return done,
             }
@@ -321,6 +391,7 @@ impl Daemon {
         self.notifier.stopping();
         self.context.stop.cancel();
         while self.watches.join_next().await.is_some() {}
+        while self.readers.join_next().await.is_some() {}
         if let Some(periodic) = self.periodic.take() {
             // It ends at once; what went wrong in it ends here too.
             let _ = periodic.await;
@@ -373,13 +444,61 @@ impl Daemon {
     }
 }
 
-/// Takes the HTTP listener's place before anything else is begun.
-pub(super) async fn bind(
-    address: std::net::SocketAddr,
+/// What a person asks for by signals.
+struct Asked {
+    resync: Signal,
+    reload: Signal,
+}
+
+/// Takes what can be taken of the configuration as it is now, and says which of it cannot. Whether the interval of resyncs
+/// is another one.
+fn reload(config: &mut Config, overrides: &Overrides) -> bool {
+    let fresh = match super::load(overrides) {
+        Ok(fresh) => fresh,
+        Err(error) => {
+            tracing::error!(%error, "the configuration is left as it was");
+            return false;
+        }
+    };
+    let changed = keys::changed(config, &fresh);
+    let (taken, left): (Vec<_>, Vec<_>) = changed
+        .into_iter()
+        .partition(|key| keys::RELOADED.contains(key));
+    if !left.is_empty() {
+        tracing::warn!(
+            keys = left.join(", "),
+            "these settings have changed and need a restart"
+        );
+    }
+    let is_rescheduled = fresh.resync_interval != config.resync_interval;
+    config.resync_interval = fresh.resync_interval;
+    if fresh.log_filter != config.log_filter {
+        match telemetry::set_filter(&fresh.log_filter) {
+            Ok(()) => config.log_filter = fresh.log_filter,
+            Err(error) => tracing::error!(error, "the log filter is left as it was"),
+        }
+    }
+    tracing::info!(taken = taken.join(", "), "the configuration is read again");
+    is_rescheduled
+}
+
+/// Gives the HTTP listener to the threads that serve it.
+pub(super) fn listening(
+    listener: std::net::TcpListener,
 ) -> Result<tokio::net::TcpListener, Failure> {
-    let listener = tokio::net::TcpListener::bind(address).await;
-    let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
-    let (address, listener) = bound.map_err(|error| {
+    let given = listener.set_nonblocking(true).and_then(|()| {
+        let address = listener.local_addr()?;
+        Ok((address, tokio::net::TcpListener::from_std(listener)?))
+    });
+    let (address, listener) =
+        given.map_err(|error| Failure::new(EXIT_FAILURE, format!("failed to listen: {error}")))?;
+    tracing::info!(%address, "listening");
+    Ok(listener)
+}
+
+/// Takes the HTTP listener's place before anything else is begun.
+pub(super) fn bind(address: std::net::SocketAddr) -> Result<std::net::TcpListener, Failure> {
+    std::net::TcpListener::bind(address).map_err(|error| {
         let is_denied = error.kind() == std::io::ErrorKind::PermissionDenied;
         let code = if is_denied {
             EXIT_NO_PERMISSION
@@ -391,9 +510,7 @@ pub(super) async fn bind(
             code,
             format!("failed to listen on `{address}`: {error}: {remedy}"),
         )
-    })?;
-    tracing::info!(%address, "listening");
-    Ok(listener)
+    })
 }
 
 /// What the collector and the publisher share.

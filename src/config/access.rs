@@ -447,7 +447,8 @@ mod tests {
 
     fn load(text: &str, secrets: &Secrets) -> Result<Config, String> {
         let (raw, _) = parse(text).map_err(|wrong| format!("{wrong:?}"))?;
-        Config::check_with(&Overrides::default(), raw, secrets).map_err(|error| error.to_string())
+        let (flags, enrich) = (Overrides::default(), EnrichOverrides::default());
+        Config::check_with(&flags, &enrich, raw, secrets).map_err(|error| error.to_string())
     }
 
     fn password() -> Secrets {

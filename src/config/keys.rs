@@ -32,6 +32,15 @@ pub struct Key {
     pub value: fn(&Config) -> Option<Value>,
 }
 
+/// The keys that a running daemon takes anew at SIGHUP. Files of certificates and secrets are read anew by themselves.
+pub const RELOADED: [&str; 2] = ["resync_interval", "log.filter"];
+
+/// The names of the keys whose values differ.
+pub fn changed(before: &Config, after: &Config) -> Vec<&'static str> {
+    let differs = |key: &&Key| (key.value)(before) != (key.value)(after);
+    KEYS.iter().filter(differs).map(|key| key.name).collect()
+}
+
 /// All settings, in the order in which they stand in the example; those without a table first.
 pub const KEYS: &[Key] = &[
     Key {
@@ -86,6 +95,13 @@ pub const KEYS: &[Key] = &[
         about: "Where the host's /proc is mounted.",
         sample: "",
         value: |config| text(config.procfs.display()),
+    },
+    Key {
+        name: "keep_privileges",
+        flag: Some("keep_privileges"),
+        about: "Keep all powers that the daemon was started with, for kernels where giving them up fails.",
+        sample: "",
+        value: |config| Some(Value::Boolean(config.keep_privileges)),
     },
     Key {
         name: "librdkafka",
@@ -237,6 +253,13 @@ pub const KEYS: &[Key] = &[
                 ManageTopics::Off => "off",
             })
         },
+    },
+    Key {
+        name: "topics.read_back",
+        flag: Some("topics_read_back"),
+        about: "Whether a new state reads this host's keys back from the bus and tombstones those that no longer hold.",
+        sample: "",
+        value: |config| Some(Value::Boolean(config.read_back)),
     },
     Key {
         name: "records.refresh",

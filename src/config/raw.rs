@@ -16,6 +16,7 @@ pub(super) struct Raw {
     pub(super) host_id: Option<String>,
     pub(super) host_name: Option<String>,
     pub(super) procfs: Option<PathBuf>,
+    pub(super) keep_privileges: bool,
     pub(super) topics: RawTopics,
     pub(super) records: RawRecords,
     pub(super) pns: RawPns,
@@ -37,6 +38,7 @@ pub(super) struct RawTopics {
     pub(super) partitions: Option<i32>,
     pub(super) replication: Option<i32>,
     pub(super) manage: Option<String>,
+    pub(super) read_back: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -81,7 +81,7 @@ impl World {
                     serde_json::from_slice(&payload.text).expect("an object comes out");
                 (one.token, value["container"].clone())
             }
-            other @ (Action::Aside { .. } | Action::Drop) => panic!("{other:?}"),
+            other @ (Action::Aside { .. } | Action::Drop) => unreachable!("{other:?}"),
         };
         done.into_iter().map(read).collect()
     }
@@ -252,7 +252,7 @@ fn invalid_events_are_passed_on_dropped_or_put_aside() {
         world.take(payload);
         let told = match world.done.pop().expect("it is done").action {
             Action::Send { payload, .. } => String::from_utf8(payload.text).ok(),
-            Action::Aside { .. } => panic!("nothing goes aside"),
+            Action::Aside { .. } => unreachable!("nothing goes aside"),
             Action::Drop => None,
         };
         assert_eq!(told.as_deref(), expected);
@@ -272,7 +272,7 @@ fn an_event_that_has_such_a_field_keeps_it() {
         r#"{{"container":"mine","host_id":"h","pns_inode":5,"time_ms":{AT}000000}}"#
     ));
     let Action::Send { payload, .. } = &world.done[0].action else {
-        panic!("it is sent");
+        unreachable!("it is sent");
     };
     let value: serde_json::Value = serde_json::from_slice(&payload.text).expect("JSON");
     assert_eq!(value["container"], "mine");

@@ -16,7 +16,8 @@
 //! | `latest` | topic, generation, item | the row in `states` |
 //! | `quarantine` | row | a message that the bus refused for what it is, with the reason |
 //!
-//! Beside it `newest` marks how far the deltas have come (`mark.rs`).
+//! Beside it `newest` marks how far the deltas have come (`mark.rs`), and `read-back` that a new epoch has not yet
+//! read its host's keys back from the bus (`read_back.rs`).
 //!
 //! What is owed is counted in `meta`, in the same transaction: opening reads the reconciler's rows and not the
 //! messages, and no memory is taken for a message that waits.
@@ -42,6 +43,7 @@ mod holdings;
 mod ledger;
 mod limits;
 mod mark;
+mod read_back;
 mod reader;
 mod recover;
 mod states;

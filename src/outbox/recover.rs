@@ -97,6 +97,7 @@ impl Outbox {
             meta.host_id = owner.host_id.to_string();
             meta.format = FORMAT;
             meta.next_row = 1;
+            super::read_back::owe(directory);
         } else {
             meta.next_row += ROWS_SKIPPED_AT_START;
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::access::{FileError, KafkaAccess, NatsAccess, Tls};
+use super::access::{FileError, KafkaAccess, NamedFile, NatsAccess, Tls};
 use super::kafka::{self, KafkaSink};
 use super::nats::{self, NatsSink};
 use super::stdout::StdoutSink;
@@ -109,6 +109,15 @@ impl Bus {
                 check_tls(access.tls.as_ref())?;
                 nats::check(access)
             }
+        }
+    }
+
+    /// The files with certificates and secrets.
+    pub fn files(&self) -> Vec<&NamedFile> {
+        match self {
+            Self::Stdout => Vec::new(),
+            Self::Kafka(access) => access.files().collect(),
+            Self::Nats(access) => access.files().collect(),
         }
     }
 

@@ -3,6 +3,9 @@
 //! A sink takes messages in the outbox's order and reports each exactly once per life of the sink: acknowledged
 //! by the bus, or rejected for what the message is. It retries for as long as it takes; no retry gives up on
 //! time. What was handed over and not reported when the process dies is handed over again by the next one.
+//!
+//! A bus can lose what it acknowledged: restored from a copy, started after a power loss, made anew. Each time it
+//! is reached again, before anything is sent, the last acknowledged delta is read back ([`Sink::check`]).
 
 pub mod access;
 mod bus;
@@ -10,11 +13,13 @@ mod cloudevents;
 pub mod kafka;
 pub mod nats;
 pub mod publisher;
+pub mod read_back;
 mod reap;
 mod report;
 pub mod snapshot;
 pub mod stdout;
 mod tls;
+pub mod twin;
 
 pub use bus::{Bus, BusUrl, BusUrlError, open};
 pub use reap::Reaped;
@@ -33,6 +38,10 @@ pub const IN_FLIGHT_MAX: usize = 4_096;
 /// Longest first word of the topics' names, in bytes. Kafka takes names of up to 249, NATS's file storage
 /// makes a folder of up to 255 from a stream's name.
 pub const TOPIC_PREFIX_BYTES_MAX: usize = 200;
+
+/// Messages of a status topic's partition that are looked at for those of one host: a minute's worth of some
+/// thousand hosts.
+pub const STATUSES_READ_MAX: i64 = 5_000;
 
 /// How long messages stay on the bus: deltas, and as a backstop (design §3) the compacted topics.
 pub const RETENTION: std::time::Duration = std::time::Duration::from_secs(7 * 24 * 3_600);
@@ -92,6 +101,73 @@ pub struct Position {
     pub partition: i32,
     /// Kafka's offset, NATS's stream sequence, stdout's line.
     pub offset: i64,
+}
+
+/// The newest delta that a bus acknowledged, by which it is known again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Landmark {
+    /// The identity of the bus that acknowledged it ([`Checked::bus`]); empty where it was not told.
+    pub bus: Arc<str>,
+    /// Where the bus put it.
+    pub position: Position,
+    /// Its CloudEvents `id`.
+    pub ce_id: Arc<str>,
+}
+
+/// What a bus still has of what it acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// What names this bus for as long as it is the same: Kafka's cluster id, the time at which the stream of the
+    /// deltas was made on NATS; empty where there is nothing of the kind.
+    pub bus: Arc<str>,
+    /// Whether all is there.
+    pub verdict: Verdict,
+}
+
+/// Whether a bus still has what it acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The last acknowledged delta is where it was, or went with the topic's retention.
+    Kept,
+    /// It is not.
+    Lost(Loss),
+}
+
+/// What is known of a loss.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// What was found.
+    pub reason: String,
+    /// The CloudEvents `id` of the newest delta of this host that is still there, where one was found below the
+    /// place of the loss.
+    pub newest: Option<Arc<str>>,
+}
+
+/// A loss after which nothing is known to be there.
+fn lost(reason: String) -> Verdict {
+    Verdict::Lost(Loss {
+        reason,
+        newest: None,
+    })
+}
+
+/// How a sink's run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All is reported and nothing more comes, or it was stopped.
+    Finished,
+    /// The bus has lost acknowledged data. Everything that came before is reported; what is not reported is to be
+    /// handed over again, behind what was lost.
+    BusLostData(Loss),
+}
+
+/// A key of a compacted topic, without its host.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnKey {
+    /// Which topic.
+    pub topic: Topic,
+    /// Container id or namespace number.
+    pub item: Arc<str>,
 }
 
 /// What became of a message.
@@ -268,16 +344,47 @@ pub trait Sink: Send + 'static {
     /// It may be dropped midway.
     async fn prepare(&mut self) -> Result<(), SinkError>;
 
+    /// Reads the last acknowledged delta back. Called after [`Self::prepare`] and before [`Self::run`], which does the
+    /// same by itself at each reconnect. Without a landmark the bus only tells who it is.
+    ///
+    /// # Errors
+    /// [`SinkError::Unavailable`] where the bus cannot tell now. It may be dropped midway.
+    async fn check(&mut self, _last: Option<&Landmark>) -> Result<Checked, SinkError> {
+        Ok(Checked {
+            bus: Arc::from(""),
+            verdict: Verdict::Kept,
+        })
+    }
+
+    /// The keys of a host in the compacted topics of records and mappings whose newest message is a value. It reads
+    /// at a bounded rate, for minutes where the topics are large.
+    ///
+    /// # Errors
+    /// [`SinkError::Unavailable`] where the bus cannot tell now. Dropped midway, the reading ends within a second.
+    async fn own_keys(&mut self, _host_id: &str) -> Result<Vec<OwnKey>, SinkError> {
+        Ok(Vec::new())
+    }
+
+    /// The newest status messages of a host that the bus has, the oldest first: one at most on NATS, those among the
+    /// last [`STATUSES_READ_MAX`] of the partition on Kafka.
+    ///
+    /// # Errors
+    /// [`SinkError::Unavailable`] where the bus cannot tell now. It may be dropped midway.
+    async fn statuses(&mut self, _host_id: &str) -> Result<Vec<Vec<u8>>, SinkError> {
+        Ok(Vec::new())
+    }
+
     /// Sends what comes in, in order, and reports each, until `requests` is closed and all is reported, or
-    /// `stop` is cancelled. Retries by itself.
+    /// `stop` is cancelled. Retries by itself. Each time the bus was away, nothing is sent before the last
+    /// acknowledged delta is read back.
     ///
     /// # Errors
     /// Only for what no retry can heal: stdout was closed.
     async fn run(
-        self: Box<Self>,
+        &mut self,
         requests: mpsc::Receiver<Outgoing>,
         reports: mpsc::Sender<Report>,
         health: watch::Sender<SinkHealth>,
         stop: CancellationToken,
-    ) -> Result<(), SinkError>;
+    ) -> Result<Ended, SinkError>;
 }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{Outcome, Report, SinkHealth};
 
@@ -65,6 +66,21 @@ impl Reporter {
         let permit = self.sender.reserve().await.map_err(|_| Abandoned)?;
         if let Some(report) = self.waiting.pop_front() {
             permit.send(report);
+        }
+        Ok(())
+    }
+
+    /// Hands over all, until `stop`.
+    pub(super) async fn hand_over_all(
+        &mut self,
+        stop: &CancellationToken,
+    ) -> Result<(), Abandoned> {
+        while self.waiting() > 0 {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(()),
+                handed = self.hand_over_one() => handed?,
+            }
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{IN_FLIGHT_MAX, Outcome, Outgoing, Sink, SinkError, SinkHealth};
+use super::{Ended, IN_FLIGHT_MAX, Outcome, Outgoing, Sink, SinkError, SinkHealth};
 
 /// Messages between us and the sink.
 const QUEUE_MAX: usize = 256;
@@ -60,7 +60,9 @@ pub async fn send(
     let (requests, incoming) = mpsc::channel(QUEUE_MAX);
     let (reports_tx, mut reports) = mpsc::channel(IN_FLIGHT_MAX);
     let (health_tx, health) = watch::channel(SinkHealth::default());
-    let running = tokio::spawn(sink.run(incoming, reports_tx, health_tx, stop.clone()));
+    let ends = stop.clone();
+    let running =
+        tokio::spawn(async move { sink.run(incoming, reports_tx, health_tx, ends).await });
     let feed = async move {
         for (row, message) in (1..).zip(messages) {
             if requests.send(Outgoing { row, ..message }).await.is_err() {
@@ -85,7 +87,9 @@ pub async fn send(
     stop.cancel();
     sent.unanswered = total.saturating_sub(sent.acknowledged + sent.refused);
     match running.await {
-        Ok(Ok(())) => {}
+        Ok(Ok(Ended::Finished)) => {}
+        // What the bus has lost of it is unanswered.
+        Ok(Ok(Ended::BusLostData(loss))) => sent.error = loss.reason,
         Ok(Err(error)) => sent.error = crate::telemetry::chain(&error),
         Err(error) => sent.error = error.to_string(),
     }

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::report::{Abandoned, HealthTeller, Reporter};
-use super::{Outcome, Outgoing, Position, Sink, SinkError, SinkHealth, TopicSettings};
+use super::{Ended, Outcome, Outgoing, Position, Sink, SinkError, SinkHealth, TopicSettings};
 use crate::backoff::Backoff;
 use crate::telemetry::chain;
 
@@ -96,15 +96,15 @@ impl Sink for StdoutSink {
     /// Cancelled by `stop`, it leaves the writing thread to end by itself: that thread may be in a write that
     /// a reader never lets end.
     async fn run(
-        mut self: Box<Self>,
+        &mut self,
         mut requests: mpsc::Receiver<Outgoing>,
         reports: mpsc::Sender<super::Report>,
         health: watch::Sender<SinkHealth>,
         stop: CancellationToken,
-    ) -> Result<(), SinkError> {
+    ) -> Result<Ended, SinkError> {
         self.prepare().await?;
         let Some(writer) = self.writer.take() else {
-            return Ok(());
+            return Ok(Ended::Finished);
         };
         let batches = start_writer(writer, Arc::clone(&self.turn))?;
         let health = HealthTeller::new(health, "stdout");
@@ -114,16 +114,16 @@ impl Sink for StdoutSink {
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(Ended::Finished),
                 count = requests.recv_many(&mut messages, BATCH_MAX) => if count == 0 {
-                    return Ok(());
+                    return Ok(Ended::Finished);
                 },
             }
             let (bytes, outcomes) = self.render(&messages, &mut lines);
             messages.clear();
             let written = tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(Ended::Finished),
                 written = write(&batches, bytes) => written,
             };
             if let Err(source) = written {
@@ -135,14 +135,8 @@ impl Sink for StdoutSink {
             for (row, outcome) in outcomes {
                 reporter.push(row, outcome);
             }
-            while reporter.waiting() > 0 {
-                tokio::select! {
-                    biased;
-                    () = stop.cancelled() => return Ok(()),
-                    handed = reporter.hand_over_one() => if let Err(Abandoned) = handed {
-                        return Ok(());
-                    },
-                }
+            if let Err(Abandoned) = reporter.hand_over_all(&stop).await {
+                return Ok(Ended::Finished);
             }
         }
     }

@@ -31,7 +31,7 @@ struct Running {
     reports: mpsc::Receiver<Report>,
     health: watch::Receiver<SinkHealth>,
     stop: CancellationToken,
-    task: tokio::task::JoinHandle<Result<(), SinkError>>,
+    task: tokio::task::JoinHandle<Result<Ended, SinkError>>,
 }
 
 fn start(writer: impl Write + Send + 'static) -> Running {
@@ -39,11 +39,12 @@ fn start(writer: impl Write + Send + 'static) -> Running {
     let (report_sender, reports) = mpsc::channel(4);
     let (health_sender, health) = watch::channel(SinkHealth::default());
     let stop = CancellationToken::new();
-    let sink = Box::new(StdoutSink::with_writer(
-        &TopicSettings::default(),
-        Box::new(writer),
-    ));
-    let task = tokio::spawn(sink.run(request_receiver, report_sender, health_sender, stop.clone()));
+    let mut sink = StdoutSink::with_writer(&TopicSettings::default(), Box::new(writer));
+    let stopped = stop.clone();
+    let task = tokio::spawn(async move {
+        sink.run(request_receiver, report_sender, health_sender, stopped)
+            .await
+    });
     Running {
         requests,
         reports,

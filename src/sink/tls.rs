@@ -35,12 +35,17 @@ pub(super) fn check(tls: &Tls) -> Result<(), FileError> {
 /// seconds. `None` where the handshake goes through, or the server is not there.
 pub(super) fn why(tls: &Tls, server: &str) -> Option<String> {
     let error = shake_hands(tls, server).err()?;
-    find(error.as_ref()).map(|error| said(error, server))
+    find(error.as_ref()).map(|error| said(error, server, tls.identity.is_some()))
 }
 
 /// Why TLS to a server failed, by the error of whoever tried.
-pub(super) fn explain(error: &(dyn Error + 'static), server: &str) -> Option<String> {
-    find(error).map(|error| said(error, server))
+pub(super) fn explain(
+    error: &(dyn Error + 'static),
+    server: &str,
+    tls: Option<&Tls>,
+) -> Option<String> {
+    let shows_identity = tls.is_some_and(|tls| tls.identity.is_some());
+    find(error).map(|error| said(error, server, shows_identity))
 }
 
 fn certificates(file: &NamedFile) -> Result<Vec<CertificateDer<'static>>, FileError> {
@@ -142,7 +147,7 @@ fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a TlsError> {
     clippy::wildcard_enum_match_arm,
     reason = "the errors are rustls's and not exhaustive"
 )]
-fn said(error: &TlsError, server: &str) -> String {
+fn said(error: &TlsError, server: &str, shows_identity: bool) -> String {
     match error {
         TlsError::InvalidCertificate(why) => match why {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => format!(
@@ -163,7 +168,12 @@ fn said(error: &TlsError, server: &str) -> String {
             ),
             other => format!("the certificate of {server} is not valid: {other}"),
         },
-        TlsError::AlertReceived(AlertDescription::CertificateRequired) => format!(
+        // Java says `BadCertificate` of one that was not sent at all.
+        TlsError::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::HandshakeFailure,
+        ) if !shows_identity => format!(
             "{server} asks for a client certificate: name one with `tls.cert_file` and `tls.key_file`"
         ),
         TlsError::AlertReceived(alert) => format!(

@@ -338,6 +338,7 @@ impl Course {
         let converged = agreed.map_or_else(|| began.elapsed(), |at| at - began);
         let converged_ms = u64::try_from(converged.as_millis())?;
         self.figures.converged_ms.push(converged_ms);
+        self.oracle.check_tombstones();
         self.figures.wrong_owner += self.oracle.check_owners(&self.world.owned);
         let (owed, lost) = self.oracle.check_stories(&self.world);
         self.figures.owed_steps += owed;

@@ -30,3 +30,4 @@ mod disks;
 mod kills;
 mod mixed;
 mod runtimes;
+mod same_host;

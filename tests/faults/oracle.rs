@@ -44,6 +44,8 @@ pub(crate) struct Oracle {
     mappings: BTreeMap<String, Value>,
     /// All puts of mappings, for the check against who owned what.
     puts: Vec<Value>,
+    /// Mappings without an end that were tombstoned.
+    bare_tombstones: Vec<Value>,
     /// Whether a line of the earlier epochs may still be in the compacted topics.
     pub(crate) lost_epochs: usize,
     pub(crate) complaints: Vec<String>,
@@ -247,10 +249,11 @@ impl Oracle {
         let earlier = earlier.filter(|_| is_next);
         let Some(value) = value else {
             self.tombstones += 1;
+            // Judged at a checkpoint: between topics there is no order.
             if let Some(earlier) = earlier
                 && earlier["valid_to_ms"].is_null()
             {
-                self.complain(format!("a tombstone, and no end before it: {earlier}"));
+                self.bare_tombstones.push(earlier);
             }
             return;
         };
@@ -267,6 +270,15 @@ impl Oracle {
             }
         }
         self.puts.push(value);
+    }
+
+    /// What an earlier epoch left is tombstoned by one that knows nothing of its end; all else has its end first.
+    pub(crate) fn check_tombstones(&mut self) {
+        for earlier in std::mem::take(&mut self.bare_tombstones) {
+            if self.is_of_this_epoch(&earlier) {
+                self.complain(format!("a tombstone, and no end before it: {earlier}"));
+            }
+        }
     }
 
     /// No mapping names a container that did not own that namespace at that time.

@@ -284,3 +284,41 @@ fn the_doctor_names_what_is_not_well_and_what_to_do() -> anyhow::Result<()> {
     assert!(!std::path::Path::new(&state).exists());
     Ok(())
 }
+
+#[test]
+fn completions_and_manual_pages_know_every_subcommand() -> anyhow::Result<()> {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = quaymaster(&["completions", shell])?;
+        assert_eq!(output.status.code(), Some(0), "{shell}: {}", said(&output));
+        let text = String::from_utf8(output.stdout)?;
+        for word in ["whois", "processes", "resync-interval"] {
+            assert!(text.contains(word), "{shell}: {word}");
+        }
+    }
+    assert_eq!(quaymaster(&["completions", "csh"])?.status.code(), Some(2));
+
+    let directory = tempfile::tempdir()?;
+    let pages = directory.path().join("share/man1");
+    let output = quaymaster(&["man", &pages.to_string_lossy()])?;
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    for (page, word) in [
+        ("quaymaster.1", "whois"),
+        ("quaymaster-run.1", "resync"),
+        ("quaymaster-topics-verify.1", "topics"),
+    ] {
+        let text = std::fs::read_to_string(pages.join(page)).with_context(|| page.to_owned())?;
+        assert!(
+            text.starts_with(".ie") && text.contains(word),
+            "{page}: {text}"
+        );
+    }
+    let file = pages.join("quaymaster.1/x");
+    let output = quaymaster(&["man", &file.to_string_lossy()])?;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said(&output).contains("quaymaster.1/x"),
+        "{}",
+        said(&output)
+    );
+    Ok(())
+}

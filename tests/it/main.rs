@@ -11,7 +11,9 @@ mod discover;
 mod docker;
 mod http;
 mod local;
+mod privileges;
 mod schema;
+mod top;
 mod watchdog;
 
 use std::time::Duration;

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use quaymaster::model::Topic;
-use quaymaster::sink::{IN_FLIGHT_MAX, Outcome, Outgoing, Report, Sink, SinkError, SinkHealth};
+use quaymaster::sink::{
+    Ended, IN_FLIGHT_MAX, Outcome, Outgoing, Report, Sink, SinkError, SinkHealth,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -22,17 +24,20 @@ pub(crate) struct Driven {
     pub(crate) reports: mpsc::Receiver<Report>,
     pub(crate) health: watch::Receiver<SinkHealth>,
     pub(crate) stop: CancellationToken,
-    pub(crate) task: JoinHandle<Result<(), SinkError>>,
+    pub(crate) task: JoinHandle<Result<Ended, SinkError>>,
 }
 
 impl Driven {
-    pub(crate) fn start(sink: Box<dyn Sink>) -> Self {
+    pub(crate) fn start(mut sink: Box<dyn Sink>) -> Self {
         let (requests, request_receiver) = mpsc::channel(256);
         let (report_sender, reports) = mpsc::channel(IN_FLIGHT_MAX);
         let (health_sender, health) = watch::channel(SinkHealth::default());
         let stop = CancellationToken::new();
-        let task =
-            tokio::spawn(sink.run(request_receiver, report_sender, health_sender, stop.clone()));
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            sink.run(request_receiver, report_sender, health_sender, stopped)
+                .await
+        });
         Self {
             requests,
             reports,

@@ -99,6 +99,18 @@ impl Broker {
     }
 }
 
+impl Steady {
+    /// What the lab tells of itself under a name.
+    #[allow(dead_code, reason = "for tests/sink alone")]
+    pub(crate) fn setting(&self, key: &str) -> anyhow::Result<String> {
+        match LAB.get() {
+            Some(Ok(lab)) => lab.settings.get(key).cloned(),
+            Some(Err(_)) | None => None,
+        }
+        .with_context(|| format!("{key} is not in the lab's env"))
+    }
+}
+
 impl Fragile {
     /// Where the lab keeps it.
     #[allow(dead_code, reason = "for tests/faults, which shares this file")]
@@ -120,6 +132,18 @@ impl Fragile {
     #[allow(dead_code, reason = "for tests/faults, which shares this file")]
     pub(crate) fn name(&self) -> &'static str {
         self.broker.name()
+    }
+
+    /// Copies a folder of the lab to another, which it replaces. The broker must be stopped.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn copy(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let (from, to) = (folder().join(from), folder().join(to));
+        if to.exists() {
+            std::fs::remove_dir_all(&to)?;
+        }
+        let copied = Command::new("cp").arg("-a").arg(&from).arg(&to).status()?;
+        anyhow::ensure!(copied.success(), "failed to copy {}", from.display());
+        Ok(())
     }
 
     /// Runs `lab stop`, `lab start` or `lab kill9`.
@@ -192,7 +216,7 @@ fn folder() -> PathBuf {
     PathBuf::from(format!("/tmp/quay-sink-{}", std::process::id()))
 }
 
-fn script() -> PathBuf {
+pub(crate) fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/lab")
 }
 

@@ -8,6 +8,8 @@ mod kafka;
 mod kafka_faults;
 mod lab;
 mod latency;
+mod lost;
 mod nats;
 mod nats_faults;
+mod secure;
 mod topics;

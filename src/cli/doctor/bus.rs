@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::Finding;
-use crate::cli::chain;
+use crate::cli::{EXIT_UNAVAILABLE, sink_failure};
 use crate::config::Config;
-use crate::sink::{Bus, ManageTopics, SinkError, TopicSettings, open};
+use crate::procfs::ProcessTable;
+use crate::sink::{Bus, ManageTopics, SinkError, TopicSettings, open, twin};
 
 /// How long the bus may take for each question.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -20,7 +21,7 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
     }
     if let Err(error) = ask(config, ManageTopics::Off).await {
         let remedy = "start it, or name another with `--bus`; look at its address, its port and the firewall";
-        return vec![Finding::unwell("bus", error.text(), remedy)];
+        return vec![Finding::unwell("bus", error.text, remedy).with_code(error.code)];
     }
     let answers = format!("{bus} answers");
     let mut findings = vec![match bus.in_the_clear() {
@@ -32,33 +33,51 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
         findings.push(Finding::well("topics", found));
         return findings;
     }
-    findings.push(match ask(config, ManageTopics::Verify).await {
+    let topics = match ask(config, ManageTopics::Verify).await {
         Ok(()) => Finding::well("topics", "all are there and as needed"),
-        Err(Wrong::Topics(text)) if is_only_missing(config, &text) => Finding::limited(
-            "topics",
-            "not all are there",
-            "`quaymaster run` creates them, or `quaymaster topics create` now",
-        ),
+        Err(wrong) if wrong.is_of_topics && is_only_missing(config, &wrong.text) => {
+            Finding::limited(
+                "topics",
+                "not all are there",
+                "`quaymaster run` creates them, or `quaymaster topics create` now",
+            )
+        }
         Err(wrong) => {
             let remedy = "`quaymaster topics list` shows them, `quaymaster topics create` makes what is missing";
-            Finding::unwell("topics", wrong.text(), remedy)
+            Finding::unwell("topics", wrong.text, remedy).with_code(wrong.code)
         }
-    });
+    };
+    findings.push(topics);
+    findings.extend(look_for_another(config).await);
     findings
 }
 
-/// What the bus has against us.
-enum Wrong {
-    Topics(String),
-    Away(String),
+/// Whether another collector publishes with our host id. Nothing is found where it cannot be told.
+async fn look_for_another(config: &Config) -> Option<Finding> {
+    let host_id = crate::host::host_id(config.host_id.as_deref()).ok()?;
+    let boot_id = ProcessTable::open(&config.procfs).ok()?.boot_id().ok()?;
+    let mut sink = open(&config.bus, &config.topics, CLIENT_ID).ok()?;
+    let statuses = tokio::time::timeout(PATIENCE, sink.statuses(&host_id));
+    let statuses = statuses.await.ok()?.ok()?;
+    let now_ms = i64::try_from(crate::runtime::watch::now_ms()).unwrap_or(i64::MAX);
+    Some(match twin::other(&statuses, &boot_id, now_ms) {
+        None => Finding::well("host id", format!("no other collector has `{host_id}`")),
+        Some(other) => Finding::unwell(
+            "host id",
+            format!(
+                "another collector publishes with `{host_id}`: host `{}`, boot {}",
+                other.host_name, other.boot_id
+            ),
+            "give each host its own with `--host-id`; after a crash of this host, look again in two minutes",
+        ),
+    })
 }
 
-impl Wrong {
-    fn text(self) -> String {
-        match self {
-            Self::Topics(text) | Self::Away(text) => text,
-        }
-    }
+/// What the bus has against us, and the exit code of a command that ends with it.
+struct Wrong {
+    is_of_topics: bool,
+    text: String,
+    code: u8,
 }
 
 async fn ask(config: &Config, manage: ManageTopics) -> Result<(), Wrong> {
@@ -69,18 +88,24 @@ async fn ask(config: &Config, manage: ManageTopics) -> Result<(), Wrong> {
     let asking = async { open(&config.bus, &topics, CLIENT_ID)?.prepare().await };
     match tokio::time::timeout(PATIENCE, asking).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(error @ SinkError::Misconfigured { .. })) => Err(Wrong::Topics(chain(&error))),
-        Ok(Err(
-            error @ (SinkError::Unavailable { .. }
-            | SinkError::Denied { .. }
-            | SinkError::Untrusted { .. }
-            | SinkError::File(_)),
-        )) => Err(Wrong::Away(chain(&error))),
-        Err(_) => Err(Wrong::Away(format!(
-            "{} does not answer within {} s",
-            config.bus,
-            PATIENCE.as_secs()
-        ))),
+        Ok(Err(error)) => {
+            let is_of_topics = matches!(error, SinkError::Misconfigured { .. });
+            let failure = sink_failure(error);
+            Err(Wrong {
+                is_of_topics,
+                text: failure.to_string(),
+                code: failure.code,
+            })
+        }
+        Err(_) => Err(Wrong {
+            is_of_topics: false,
+            text: format!(
+                "{} does not answer within {} s",
+                config.bus,
+                PATIENCE.as_secs()
+            ),
+            code: EXIT_UNAVAILABLE,
+        }),
     }
 }
 

@@ -3,7 +3,7 @@
 use futures::future::join_all;
 
 use super::Finding;
-use crate::cli::chain;
+use crate::cli::{EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, chain};
 use crate::config::Config;
 use crate::runtime::discover::{Host, discover};
 use crate::runtime::{Endpoint, RuntimeError, connect};
@@ -23,7 +23,7 @@ pub(super) async fn look(config: &Config) -> Vec<Finding> {
     if found.is_empty() {
         let remedy = "start one, or name its socket with `--endpoint`";
         let found = "no container runtime is there";
-        return vec![Finding::unwell("runtime", found, remedy)];
+        return vec![Finding::unwell("runtime", found, remedy).with_code(EXIT_UNAVAILABLE)];
     }
     found
 }
@@ -48,7 +48,19 @@ async fn look_at(endpoint: Endpoint, is_found: bool) -> Option<Finding> {
                 | RuntimeError::Unsupported { .. }
                 | RuntimeError::NoSuchContainer { .. } => "see that the runtime runs and answers",
             };
-            return Some(Finding::unwell("runtime", chain(&error), remedy));
+            let code = match &error {
+                RuntimeError::NoPermission { .. } => EXIT_NO_PERMISSION,
+                RuntimeError::NotARuntime { .. }
+                | RuntimeError::NotThere { .. }
+                | RuntimeError::NotASocket { .. }
+                | RuntimeError::Connect { .. }
+                | RuntimeError::Timeout { .. }
+                | RuntimeError::Request { .. }
+                | RuntimeError::Malformed { .. }
+                | RuntimeError::Unsupported { .. }
+                | RuntimeError::NoSuchContainer { .. } => EXIT_UNAVAILABLE,
+            };
+            return Some(Finding::unwell("runtime", chain(&error), remedy).with_code(code));
         }
     };
     let info = client.info();

@@ -150,6 +150,8 @@ pub(crate) fn open_producer(
         .set("acks", "all")
         .set("partitioner", "murmur2_random")
         .set("message.timeout.ms", "0")
+        // A topic that is deleted is told of within seconds; librdkafka would hope for 30.
+        .set("topic.metadata.propagation.max.ms", "5000")
         .set("batch.size", batch_bytes.to_string())
         .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX);
     let producer = Producer::from_config_and_context(

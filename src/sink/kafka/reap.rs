@@ -5,37 +5,32 @@
 //! within those seconds.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::ops::ControlFlow;
+use std::time::Duration;
 
 use rdkafka::Message as _;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::Offset;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::client::{self, BATCH_BYTES_MAX, Notice, Order, Producer};
-use super::errors::{Class, classify};
+use super::read::Reader;
 use crate::model::Topic;
 use crate::sink::access::KafkaAccess;
 use crate::sink::reap::{CE_TYPE, READ_MAX, REAP_MAX, Reaped, is_expired};
 use crate::sink::{SinkError, TopicSettings};
 
-/// Time without a message or an end of partition before the cluster counts as away.
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
-
 /// Time for a tombstone to be acknowledged.
 const ACK_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Time for metadata.
-const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Tombstones on their way at once.
 const IN_FLIGHT_MAX: usize = 1_000;
 
 /// Reads the compacted topics from their beginning and tombstones the keys whose newest value expired before
-/// `before_ms` (unix milliseconds). Dropped midway, the reading goes on in the background until its end.
+/// `before_ms` (unix milliseconds). Dropped midway, the reading ends within a second.
 ///
 /// # Errors
 /// [`SinkError::Unavailable`] where the cluster does not answer or does not take the tombstones.
@@ -49,14 +44,12 @@ pub async fn reap(
     let mut all = Vec::new();
     for topic in [Topic::Records, Topic::Pns, Topic::Status] {
         let name = settings.topic_name(topic);
-        let mut config = client::base_config(&access, client_id)?;
+        let config = client::base_config(&access, client_id)?;
+        let stop = CancellationToken::new();
+        let _dropped = stop.clone().drop_guard();
         let reading = {
             let name = name.clone();
-            config
-                .set("group.id", format!("{client_id}-reap"))
-                .set("enable.auto.commit", "false")
-                .set("enable.partition.eof", "true");
-            tokio::task::spawn_blocking(move || expired_keys(&config, &name, before_ms))
+            tokio::task::spawn_blocking(move || expired_keys(&config, stop, &name, before_ms))
         };
         let tried = format!("failed to read the topic `{name}`");
         let (keys, read) = match reading.await {
@@ -84,61 +77,38 @@ pub async fn reap(
 /// The keys of a topic whose newest value has expired, and how many messages were read.
 fn expired_keys(
     config: &rdkafka::ClientConfig,
+    stop: CancellationToken,
     topic: &str,
     before_ms: i64,
 ) -> Result<(BTreeSet<Vec<u8>>, u64), KafkaError> {
-    let consumer: BaseConsumer = config.create()?;
-    let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
-    let mut open: BTreeSet<i32> = metadata
-        .topics()
-        .iter()
-        .filter(|found| found.name() == topic)
-        .flat_map(|found| found.partitions().iter().map(|partition| partition.id()))
+    let reader = Reader::open(config, stop)?;
+    let partitions = reader.partitions(topic)?;
+    let from: Vec<_> = partitions
+        .into_iter()
+        .map(|partition| (partition, Offset::Beginning))
         .collect();
-    let mut assignment = TopicPartitionList::new();
-    for partition in &open {
-        assignment.add_partition_offset(topic, *partition, Offset::Beginning)?;
-    }
-    consumer.assign(&assignment)?;
     let (mut keys, mut read) = (BTreeSet::new(), 0);
-    let mut heard_at = Instant::now();
-    while !open.is_empty() && read < READ_MAX {
-        match consumer.poll(Duration::from_millis(200)) {
-            Some(Ok(message)) => {
-                read += 1;
-                let key = message.key().unwrap_or_default();
-                if message
-                    .payload()
-                    .is_some_and(|value| is_expired(value, before_ms))
-                {
-                    if keys.len() < REAP_MAX {
-                        keys.insert(key.to_vec());
-                    }
-                } else {
-                    keys.remove(key);
-                }
+    let is_whole = reader.read(topic, &from, &mut |message| {
+        read += 1;
+        let key = message.key().unwrap_or_default();
+        if message
+            .payload()
+            .is_some_and(|value| is_expired(value, before_ms))
+        {
+            if keys.len() < REAP_MAX {
+                keys.insert(key.to_vec());
             }
-            Some(Err(KafkaError::PartitionEOF(partition))) => {
-                open.remove(&partition);
-            }
-            Some(Err(error)) => {
-                // Without the rest of a partition, no key of it may be called expired.
-                let passes = error
-                    .rdkafka_error_code()
-                    .is_some_and(|code| classify(code) == Class::Retry);
-                if !passes || heard_at.elapsed() >= READ_TIMEOUT {
-                    return Err(error);
-                }
-                continue;
-            }
-            None if heard_at.elapsed() >= READ_TIMEOUT => {
-                return Err(KafkaError::MessageConsumption(Code::OperationTimedOut));
-            }
-            None => continue,
+        } else {
+            keys.remove(key);
         }
-        heard_at = Instant::now();
-    }
-    if !open.is_empty() {
+        if read < READ_MAX {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })?;
+    if !is_whole {
+        // Without the rest of a partition, no key of it may be called expired.
         return Err(KafkaError::MessageConsumption(Code::Partial));
     }
     Ok((keys, read))

@@ -6,10 +6,14 @@
 //! - After any failed delivery nothing more goes to that producer: it is closed, its late acknowledgements are
 //!   taken, and all that is unreported goes to a new one in the order of the tickets. A message can so arrive
 //!   twice, and never before an earlier one of its partition that was not rejected.
+//! - After the cluster was away, or a producer failed for another reason than a message, no producer is made before
+//!   the last acknowledged delta is read back ([`super::check`]). That a broker alone was away is not such a case:
+//!   a leader that has less than was acknowledged refuses the producer's sequence numbers, which is fatal to it.
 //! - A message is rejected only when it was alone on its way. Those of a batch that was refused become
 //!   *suspects*, which are sent one at a time.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,15 +24,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::check::Checker;
 use super::client::{self, BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Producer};
 use super::errors::{Class, classify};
 use super::stamps::{Stamp, Stamps};
 use crate::backoff::Backoff;
-use crate::sink::access::KafkaAccess;
+use crate::model::Topic;
 use crate::sink::cloudevents;
 use crate::sink::report::{Abandoned, HealthTeller, Reporter};
-use crate::sink::{IN_FLIGHT_MAX, Outcome, Outgoing, Position, SinkError, TopicSettings};
+use crate::sink::{
+    Checked, Ended, IN_FLIGHT_MAX, Landmark, Loss, Outcome, Outgoing, Position, SinkError, Verdict,
+};
 use crate::telemetry::chain;
+use crate::wire;
 
 /// The waits before another producer is made.
 const REBUILD_FIRST: Duration = Duration::from_millis(50);
@@ -52,9 +60,13 @@ const NOTICES_MAX: usize = 1_024;
 
 /// The one sending task.
 pub(super) struct Sender {
-    access: KafkaAccess,
-    client_id: String,
-    topics: TopicSettings,
+    checker: Checker,
+    /// The last acknowledged delta.
+    last: Option<Landmark>,
+    /// The cluster that it is of.
+    bus: Arc<str>,
+    /// Whether the last acknowledged delta is to be read back before the next producer is made.
+    must_check: bool,
     reporter: Reporter,
     health: HealthTeller,
     live: Option<Live>,
@@ -83,6 +95,8 @@ struct Live {
     /// Of the certificates and secrets that it was made with.
     fingerprint: u64,
     notices: mpsc::UnboundedReceiver<Notice>,
+    /// Whether it ever had a message acknowledged.
+    has_delivered: bool,
 }
 
 struct Pending {
@@ -91,20 +105,23 @@ struct Pending {
     suspect: bool,
     /// How often it was refused for its time while alone.
     refusals: u32,
+    /// Why the delta was refused in whose place this gap is.
+    replaced: Option<String>,
 }
 
 impl Sender {
     pub(super) fn new(
-        access: KafkaAccess,
-        client_id: String,
-        topics: &TopicSettings,
+        checker: Checker,
+        last: Option<Landmark>,
+        bus: Arc<str>,
         reporter: Reporter,
         health: HealthTeller,
     ) -> Self {
         Self {
-            access,
-            client_id,
-            topics: topics.clone(),
+            checker,
+            last,
+            bus,
+            must_check: false,
             reporter,
             health,
             live: None,
@@ -127,14 +144,15 @@ impl Sender {
         }
     }
 
-    /// Sends until `requests` is closed and all is reported, `stop` is cancelled, or the receiver of the
-    /// reports is gone.
+    /// Sends until `requests` is closed and all is reported, `stop` is cancelled, the receiver of the reports is
+    /// gone, or acknowledged data is.
     pub(super) async fn run(
         mut self,
         mut requests: mpsc::Receiver<Outgoing>,
         stop: CancellationToken,
-    ) -> Result<(), SinkError> {
+    ) -> Result<Ended, SinkError> {
         let mut open = true;
+        let mut ended = Ended::Finished;
         let mut intake = Vec::new();
         let mut notices = Vec::new();
         loop {
@@ -144,12 +162,25 @@ impl Sender {
             if stop.is_cancelled() {
                 break;
             }
-            self.ensure_producer();
-            self.pump();
             if let Err(Abandoned) = self.reporter.offer() {
                 break;
             }
-            if !open && self.unreported.is_empty() && self.reporter.waiting() == 0 {
+            let nothing_comes = !open || (requests.is_closed() && requests.is_empty());
+            if nothing_comes && self.unreported.is_empty() && self.reporter.waiting() == 0 {
+                break;
+            }
+            if self.must_check {
+                if let Some(loss) = self.check(&stop).await {
+                    // Without a receiver there is nobody to tell of the loss either.
+                    let _ = self.reporter.hand_over_all(&stop).await;
+                    ended = Ended::BusLostData(loss);
+                    break;
+                }
+                continue;
+            }
+            self.ensure_producer();
+            self.pump();
+            if let Err(Abandoned) = self.reporter.offer() {
                 break;
             }
             if self.broken.is_some() {
@@ -184,7 +215,42 @@ impl Sender {
             // Nobody waits for it: the program may be ending.
             drop(discard(live.producer));
         }
-        Ok(())
+        Ok(ended)
+    }
+
+    /// Reads the last acknowledged delta back, and waits a little where the cluster cannot tell. What was lost, if
+    /// it is; else `must_check` tells whether it is to be looked again.
+    async fn check(&mut self, stop: &CancellationToken) -> Option<Loss> {
+        let checked = tokio::select! {
+            biased;
+            () = stop.cancelled() => return None,
+            checked = self.checker.create_and_check(self.last.as_ref()) => checked,
+        };
+        let error = match checked {
+            Ok(Checked { bus, verdict }) => match verdict {
+                Verdict::Lost(loss) => return Some(loss),
+                Verdict::Kept if !self.bus.is_empty() && self.bus != bus => {
+                    let reason = format!("the cluster is `{bus}`, and it was `{}`", self.bus);
+                    return Some(Loss {
+                        reason,
+                        newest: None,
+                    });
+                }
+                Verdict::Kept => {
+                    self.bus = bus;
+                    self.must_check = false;
+                    return None;
+                }
+            },
+            Err(error) => error,
+        };
+        self.health.down(&chain(&error));
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(self.backoff.next_wait()) => {}
+        }
+        None
     }
 
     fn take_in(&mut self, message: Outgoing) {
@@ -200,6 +266,7 @@ impl Sender {
             stamp: None,
             suspect: false,
             refusals: 0,
+            replaced: None,
         };
         self.unreported.insert(self.next_ticket, pending);
         self.next_ticket += 1;
@@ -229,7 +296,7 @@ impl Sender {
             return false;
         }
         pending.stamp = Some(stamp);
-        let topic = self.topics.topic_name(pending.message.topic);
+        let topic = self.checker.topics.topic_name(pending.message.topic);
         match send(&live.producer, &topic, ticket, &pending.message, stamp) {
             Ok(()) => {
                 self.cursor = ticket + 1;
@@ -240,11 +307,8 @@ impl Sender {
             }
             Err(code) => match classify(code) {
                 Class::Wait => self.full_until = Some(Instant::now() + QUEUE_FULL_WAIT),
-                Class::Rejected => {
-                    // librdkafka says so of this message itself: it was in no batch yet.
-                    self.cursor = ticket + 1;
-                    self.end(ticket, rejection(code));
-                }
+                // librdkafka says so of this message itself: it was in no batch yet.
+                Class::Rejected => self.refuse(ticket, code),
                 Class::Retry | Class::RetryAndWarn | Class::Timestamp | Class::Fatal => {
                     self.note_failure(code);
                 }
@@ -267,8 +331,14 @@ impl Sender {
                 self.last_error = reason;
                 if code == Some(Code::AllBrokersDown) {
                     self.health.down(&self.last_error);
+                    // A producer that has reached nobody yet may only have tried the first of several addresses.
+                    if self.live.as_ref().is_some_and(|live| live.has_delivered) {
+                        self.broken.get_or_insert_with(|| self.last_error.clone());
+                        self.must_check = true;
+                    }
                 } else if code == Some(Code::Fatal) {
                     self.broken.get_or_insert_with(|| self.last_error.clone());
+                    self.must_check = true;
                 } else if code.is_some_and(is_about_who_we_are) {
                     self.health.down(&self.last_error);
                     self.look_for_new_files();
@@ -286,7 +356,59 @@ impl Sender {
         }
         self.health.up();
         self.last_error.clear();
-        self.end(ticket, Outcome::Acked(position));
+        if let Some(live) = &mut self.live {
+            live.has_delivered = true;
+        }
+        self.remember(ticket, position);
+        let pending = self.unreported.get_mut(&ticket);
+        let outcome = match pending.and_then(|pending| pending.replaced.take()) {
+            Some(reason) => Outcome::Replaced { reason, position },
+            None => Outcome::Acked(position),
+        };
+        self.end(ticket, outcome);
+    }
+
+    /// A message is refused for what it is: a delta's place and turn are its gap's, anything else has its end.
+    fn refuse(&mut self, ticket: u64, code: Code) {
+        let reason = format!("kafka refuses it: {code}");
+        let gap_of = |pending: &mut Pending| {
+            let now_ms = u64::try_from(unix_now_ms()).unwrap_or(0);
+            let gap = wire::quarantine_gap(&pending.message, now_ms)?;
+            pending.message = gap;
+            pending.suspect = false;
+            pending.refusals = 0;
+            pending.replaced = Some(reason.clone());
+            Some(())
+        };
+        if self.unreported.get_mut(&ticket).and_then(gap_of).is_none() {
+            self.end(ticket, Outcome::Rejected(reason));
+        }
+    }
+
+    /// Keeps the place of an acknowledged delta. One that is not behind the last one was put into a log that was
+    /// made anew or cut under a producer which noticed nothing.
+    fn remember(&mut self, ticket: u64, position: Position) {
+        let Some(pending) = self.unreported.get(&ticket) else {
+            return;
+        };
+        // A repeated message that the broker knew already has no offset.
+        if pending.message.topic != Topic::Deltas || position.offset < 0 {
+            return;
+        }
+        if let Some(last) = &self.last
+            && last.position.partition == position.partition
+            && last.position.offset >= position.offset
+        {
+            self.broken
+                .get_or_insert_with(|| format!("an offset was given twice: {}", position.offset));
+            self.must_check = true;
+            return;
+        }
+        self.last = Some(Landmark {
+            bus: Arc::clone(&self.bus),
+            position,
+            ce_id: Arc::clone(&pending.message.ce_id),
+        });
     }
 
     fn failed(&mut self, ticket: u64, code: Code, was_alone: bool) {
@@ -296,7 +418,7 @@ impl Sender {
         match classify(code) {
             Class::Rejected if was_alone => {
                 self.batch_bytes = BATCH_BYTES_MAX;
-                self.end(ticket, rejection(code));
+                self.refuse(ticket, code);
             }
             Class::Rejected => {
                 pending.suspect = true;
@@ -344,7 +466,9 @@ impl Sender {
             self.broken = Some(code.to_string());
         }
         // A message that is refused for what it is leaves a bus that is well.
-        self.bus_failed |= telling && !matches!(class, Class::Rejected | Class::Timestamp);
+        let is_messages_fault = matches!(class, Class::Rejected | Class::Timestamp);
+        self.bus_failed |= telling && !is_messages_fault;
+        self.must_check |= class == Class::Fatal || (telling && !is_messages_fault);
     }
 
     /// A message has reached its end.
@@ -352,7 +476,7 @@ impl Sender {
         let Some(pending) = self.unreported.remove(&ticket) else {
             return;
         };
-        if let Outcome::Rejected(reason) = &outcome {
+        if let Outcome::Rejected(reason) | Outcome::Replaced { reason, .. } = &outcome {
             tracing::debug!(row = pending.message.row, reason, "kafka rejects a message");
         }
         self.progress_at = Instant::now();
@@ -379,7 +503,7 @@ impl Sender {
     /// a producer is made with it; else librdkafka goes on trying.
     fn look_for_new_files(&mut self) {
         let before = self.live.as_ref().map(|live| live.fingerprint);
-        match self.access.fingerprint() {
+        match self.checker.access.fingerprint() {
             Ok(now) if before.is_some_and(|before| before != now) => {
                 tracing::info!(
                     "certificates or secrets have changed: connecting with the new ones"
@@ -409,9 +533,13 @@ impl Sender {
 
     fn open_producer(&self) -> Result<Live, String> {
         // First, so that a file that changes in between counts as changed.
-        let fingerprint = self.access.fingerprint().map_err(|error| chain(&error))?;
-        let base =
-            client::base_config(&self.access, &self.client_id).map_err(|error| chain(&error))?;
+        let fingerprint = self
+            .checker
+            .access
+            .fingerprint()
+            .map_err(|error| chain(&error))?;
+        let base = client::base_config(&self.checker.access, &self.checker.client_id)
+            .map_err(|error| chain(&error))?;
         let (producer, notices) =
             client::open_producer(&base, self.batch_bytes, client::Order::Gapless)
                 .map_err(|error| format!("failed to start a producer: {}", chain(&error)))?;
@@ -419,6 +547,7 @@ impl Sender {
             producer,
             fingerprint,
             notices,
+            has_delivered: false,
         })
     }
 
@@ -516,10 +645,6 @@ fn is_about_who_we_are(code: Code) -> bool {
         code,
         Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL
     )
-}
-
-fn rejection(code: Code) -> Outcome {
-    Outcome::Rejected(format!("kafka refuses it: {code}"))
 }
 
 fn unix_now_ms() -> i64 {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::client::{self, Context};
 use super::errors::{Class, classify};
-use super::trouble;
+use super::{trouble, unavailable};
 use crate::model::Topic;
 use crate::sink::access::KafkaAccess;
 use crate::sink::{ManageTopics, SinkError, TopicSettings, retention};
@@ -103,23 +103,24 @@ impl Admin {
         })
     }
 
-    /// Creates and checks, only checks, or only connects, as the settings say.
+    /// Creates and checks, only checks, or only connects, as the settings say; the names of what was created.
     ///
     /// # Errors
     /// [`SinkError::Misconfigured`] names the topic, what it has, what is needed, and the setting;
     /// [`SinkError::Unavailable`] where the cluster does not answer within some seconds.
-    pub async fn prepare(&self, settings: &TopicSettings) -> Result<(), SinkError> {
+    pub async fn prepare(&self, settings: &TopicSettings) -> Result<Vec<String>, SinkError> {
         settings.check()?;
         match settings.manage {
             ManageTopics::Create => {
-                self.create(settings).await?;
-                self.verify(settings).await
+                let created = self.create(settings).await?;
+                self.verify(settings).await?;
+                Ok(created)
             }
-            ManageTopics::Verify => self.verify(settings).await,
+            ManageTopics::Verify => self.verify(settings).await.map(|()| Vec::new()),
             ManageTopics::Off => {
                 let topic = settings.used.first().copied().unwrap_or(Topic::Deltas);
                 let name = settings.topic_name(topic);
-                self.look_up(&name).await.map(drop)
+                self.look_up(&name).await.map(|_| Vec::new())
             }
         }
     }
@@ -506,17 +507,5 @@ fn access_error(name: &str, tried: &str, code: Code) -> SinkError {
             message: format!("failed to {tried} the topic `{name}`"),
             source: Some(Box::new(code)),
         }
-    }
-}
-
-fn unavailable(message: String, source: KafkaError) -> SinkError {
-    // The code alone, where there is one: rdkafka's own text has it twice.
-    let source: Box<dyn std::error::Error + Send + Sync> = match source.rdkafka_error_code() {
-        Some(code) => Box::new(code),
-        None => Box::new(source),
-    };
-    SinkError::Unavailable {
-        message,
-        source: Some(source),
     }
 }

@@ -1,6 +1,7 @@
 //! The connection: made once, kept up by the client for ever; how often it was lost, and the server's last word.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -119,6 +120,11 @@ impl Connection {
         self.standing.borrow().last_error.clone()
     }
 
+    /// How often a connection was made: it tells of each reconnect for sure, which events do not.
+    pub(super) fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_up(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
@@ -189,13 +195,15 @@ fn refused(access: &NatsAccess, tried: String, error: ConnectError) -> SinkError
         | ConnectErrorKind::TimedOut
         | ConnectErrorKind::Tls
         | ConnectErrorKind::Io
-        | ConnectErrorKind::MaxReconnects => match tls::explain(&error, &servers) {
-            Some(message) => SinkError::Untrusted { message },
-            None => SinkError::Unavailable {
-                message: tried,
-                source: Some(Box::new(error)),
-            },
-        },
+        | ConnectErrorKind::MaxReconnects => {
+            match tls::explain(&error, &servers, access.tls.as_ref()) {
+                Some(message) => SinkError::Untrusted { message },
+                None => SinkError::Unavailable {
+                    message: tried,
+                    source: Some(Box::new(error)),
+                },
+            }
+        }
     }
 }
 

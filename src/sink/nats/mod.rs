@@ -1,19 +1,23 @@
 //! The NATS sink: JetStream, a stream for the deltas and a KV bucket for each compacted topic.
 //!
 //! - [`naming`] has subjects and names; [`streams`] creates and checks; [`connection`] keeps the connection;
-//!   [`publish`] brings one message through; [`errors`] classifies; here is what may be in flight at once.
+//!   [`publish`] brings one message through; [`errors`] classifies; [`check`] and [`sound`] look whether what was acknowledged is
+//!   there, [`own`] what stands there of this host; here is what may be in flight at once.
 //! - Deltas: one in flight, so that none overtakes another that was refused. State: one in flight per key,
 //!   [`STATE_IN_FLIGHT_MAX`] keys at once.
 //! - JetStream acknowledges before it syncs to disk (`sync_interval`, two minutes by default): what it had
 //!   acknowledged can be lost when the power fails. `sync_interval: always` in the server's configuration is
 //!   the remedy.
 
+mod check;
 mod connection;
 mod errors;
 mod login;
 mod naming;
+mod own;
 mod publish;
 mod reap;
+mod sound;
 mod streams;
 
 use std::collections::{HashMap, VecDeque};
@@ -35,9 +39,13 @@ pub(crate) use self::naming::{Naming, token_text};
 pub use self::streams::StreamInfo;
 
 use self::publish::{Delivered, Publisher};
+use self::sound::Sound;
 use super::access::NatsAccess;
 use super::report::{Abandoned, HealthTeller, Reporter};
-use super::{IN_FLIGHT_MAX, Outgoing, Report, Sink, SinkError, SinkHealth, TopicSettings};
+use super::{
+    Checked, Ended as RunEnded, IN_FLIGHT_MAX, Landmark, Outgoing, OwnKey, Report, Sink, SinkError,
+    SinkHealth, TopicSettings, Verdict,
+};
 use crate::backoff::Backoff;
 use crate::model::Topic;
 use crate::telemetry::chain;
@@ -59,6 +67,12 @@ pub struct NatsSink {
     topics: TopicSettings,
     client_id: String,
     connection: Option<Connection>,
+    /// Streams that `prepare` created.
+    created: Vec<String>,
+    /// The last acknowledged delta, where `check` found it.
+    last: Option<Landmark>,
+    /// The time at which the stream of the deltas was made, as `check` found it.
+    bus: Arc<str>,
 }
 
 impl NatsSink {
@@ -69,6 +83,9 @@ impl NatsSink {
             topics: topics.clone(),
             client_id: client_id.to_owned(),
             connection: None,
+            created: Vec::new(),
+            last: None,
+            bus: Arc::from(""),
         }
     }
 
@@ -127,22 +144,47 @@ impl Sink for NatsSink {
     async fn prepare(&mut self) -> Result<(), SinkError> {
         self.topics.check()?;
         let connection = self.connect().await?;
-        streams::prepare(&connection, &Naming::new(&self.topics), &self.topics).await
+        let naming = Naming::new(&self.topics);
+        self.created = streams::prepare(&connection, &naming, &self.topics).await?;
+        Ok(())
+    }
+
+    async fn check(&mut self, last: Option<&Landmark>) -> Result<Checked, SinkError> {
+        let connection = self.connect().await?;
+        let naming = Naming::new(&self.topics);
+        let checked = check::check(&connection, &naming, last, &self.created).await?;
+        self.created.clear();
+        self.bus = Arc::clone(&checked.bus);
+        self.last = match checked.verdict {
+            Verdict::Kept => last.cloned(),
+            Verdict::Lost(_) => None,
+        };
+        Ok(checked)
+    }
+
+    async fn own_keys(&mut self, host_id: &str) -> Result<Vec<OwnKey>, SinkError> {
+        let connection = self.connect().await?;
+        own::keys(&connection, &Naming::new(&self.topics), host_id).await
+    }
+
+    async fn statuses(&mut self, host_id: &str) -> Result<Vec<Vec<u8>>, SinkError> {
+        let connection = self.connect().await?;
+        own::statuses(&connection, &Naming::new(&self.topics), host_id).await
     }
 
     async fn run(
-        mut self: Box<Self>,
+        &mut self,
         requests: mpsc::Receiver<Outgoing>,
         reports: mpsc::Sender<Report>,
         health: watch::Sender<SinkHealth>,
         stop: CancellationToken,
-    ) -> Result<(), SinkError> {
+    ) -> Result<RunEnded, SinkError> {
         let health = HealthTeller::new(health, "nats");
         let mut backoff = Backoff::new(CONNECT_FIRST, CONNECT_LONGEST);
         let connection = loop {
             let error = tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(RunEnded::Finished),
                 connected = self.connect() => match connected {
                     Ok(connection) => break connection,
                     Err(error) => error,
@@ -151,12 +193,14 @@ impl Sink for NatsSink {
             health.down(&chain(&error));
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(RunEnded::Finished),
                 () = tokio::time::sleep(backoff.next_wait()) => {}
             }
         };
         let naming = Naming::new(&self.topics);
-        let publisher = Publisher::new(connection, naming.clone(), self.topics, health);
+        let sound = Sound::new(&connection, self.last.take(), Arc::clone(&self.bus));
+        let topics = self.topics.clone();
+        let publisher = Publisher::new(connection, naming.clone(), topics, health, sound);
         Sender {
             publisher: Arc::new(publisher),
             naming,
@@ -208,28 +252,34 @@ impl Sender {
         mut self,
         mut requests: mpsc::Receiver<Outgoing>,
         stop: CancellationToken,
-    ) -> Result<(), SinkError> {
+    ) -> Result<RunEnded, SinkError> {
         let mut open = true;
         let mut intake = Vec::new();
         let publisher = Arc::clone(&self.publisher);
         let mut watching = pin!(publisher.watch_connection());
+        let mut losing = pin!(publisher.lost());
         loop {
             if let Err(Abandoned) = self.reporter.offer() {
-                return Ok(());
+                return Ok(RunEnded::Finished);
             }
             if !open && self.unreported == 0 && self.reporter.waiting() == 0 {
-                return Ok(());
+                return Ok(RunEnded::Finished);
             }
             let room = IN_FLIGHT_MAX.saturating_sub(self.unreported + self.reporter.waiting());
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
+                () = stop.cancelled() => return Ok(RunEnded::Finished),
                 () = &mut watching => {}
+                loss = &mut losing => {
+                    // Without a receiver there is nobody to tell of the loss either.
+                    let _ = self.reporter.hand_over_all(&stop).await;
+                    return Ok(RunEnded::BusLostData(loss));
+                }
                 Some(ended) = self.under_way.next(), if !self.under_way.is_empty() => {
                     self.end(ended);
                 }
                 handed = self.reporter.hand_over_one() => if let Err(Abandoned) = handed {
-                    return Ok(());
+                    return Ok(RunEnded::Finished);
                 },
                 count = requests.recv_many(&mut intake, room), if open && room > 0 => {
                     open = count > 0;

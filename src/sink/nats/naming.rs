@@ -61,6 +61,24 @@ impl Naming {
         subject
     }
 
+    /// Where the status of a host goes.
+    pub(super) fn host_subject(&self, topic: Topic, host_id: &str) -> String {
+        let mut subject = self.subject_start(topic);
+        push_token(&mut subject, host_id);
+        subject
+    }
+
+    /// Where all other messages of a host go.
+    pub(super) fn host_subjects(&self, topic: Topic, host_id: &str) -> String {
+        format!("{}.>", self.host_subject(topic, host_id))
+    }
+
+    /// The item of a state message's subject, as it was before it became a token.
+    pub(super) fn item(&self, topic: Topic, host_id: &str, subject: &str) -> Option<String> {
+        let start = self.host_subject(topic, host_id);
+        token_text(subject.strip_prefix(&start)?.strip_prefix('.')?)
+    }
+
     fn subject_start(&self, topic: Topic) -> String {
         match topic {
             Topic::Deltas | Topic::Processes | Topic::Ports => {
@@ -164,6 +182,10 @@ mod tests {
             assert_eq!(made, subject);
             let tokens: Vec<_> = made.split('.').filter_map(token_text).collect();
             assert_eq!(tokens.get(2).map(String::as_str), Some(host));
+            if !item.is_empty() {
+                let read = naming.item(topic, host, subject);
+                assert_eq!(read.as_deref(), Some(item), "and back");
+            }
         }
     }
 

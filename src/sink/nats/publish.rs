@@ -8,6 +8,8 @@
 //!   `Nats-Msg-Id`: within the window that would drop a value that is put again.
 //! - A request goes out only while the connection is up. So at most one copy of a message lies in the client's
 //!   own buffer when the connection is lost.
+//! - After each reconnect nothing goes out before the last acknowledged delta is read back ([`super::sound`]). Where
+//!   it is lost, no message ends any more, and [`Publisher::lost`] tells.
 
 use std::str::FromStr as _;
 use std::time::Duration;
@@ -19,15 +21,18 @@ use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::check::ce_id;
 use super::connection::{ANSWER_TIMEOUT, Connection};
 use super::errors::{Class, classify};
 use super::naming::Naming;
+use super::sound::Sound;
 use super::streams;
 use crate::backoff::Backoff;
 use crate::model::Topic;
 use crate::sink::report::HealthTeller;
-use crate::sink::{ManageTopics, Outcome, Outgoing, Position, TopicSettings, cloudevents};
+use crate::sink::{Loss, ManageTopics, Outcome, Outgoing, Position, TopicSettings, cloudevents};
 use crate::telemetry::chain;
+use crate::wire;
 
 /// The waits before a message is sent again.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
@@ -49,6 +54,7 @@ pub(super) struct Publisher {
     naming: Naming,
     settings: TopicSettings,
     health: HealthTeller,
+    sound: Sound,
     /// When streams were last created again.
     repaired_at: Mutex<Option<Instant>>,
     warned_at: std::sync::Mutex<Option<Instant>>,
@@ -63,7 +69,8 @@ pub(super) struct Delivered {
 
 /// What came of one attempt.
 enum Attempt {
-    Stored(u64),
+    /// Under this sequence; whether it was there before.
+    Stored(u64, bool),
     Rejected(String),
     /// Another message is the subject's last one.
     WrongLast,
@@ -83,6 +90,8 @@ enum Attempt {
 pub(super) struct Answer {
     #[serde(default)]
     seq: u64,
+    #[serde(default)]
+    duplicate: bool,
     pub(super) error: Option<ApiError>,
 }
 
@@ -106,12 +115,14 @@ impl Publisher {
         naming: Naming,
         settings: TopicSettings,
         health: HealthTeller,
+        sound: Sound,
     ) -> Self {
         Self {
             connection,
             naming,
             settings,
             health,
+            sound,
             repaired_at: Mutex::new(None),
             warned_at: std::sync::Mutex::new(None),
         }
@@ -120,8 +131,29 @@ impl Publisher {
     /// Sends a message until it is stored or rejected. `replaces` is the sequence of its subject's last
     /// message, 0 for none, as far as is known; it means nothing for a delta.
     ///
-    /// Dropped midway, the message may be stored or not.
+    /// A delta that is rejected has its gap in its place. Dropped midway, the message may be stored or not.
     pub(super) async fn deliver(&self, message: &Outgoing, replaces: u64) -> Delivered {
+        let delivered = self.deliver_as_it_is(message, replaces).await;
+        let Outcome::Rejected(reason) = &delivered.outcome else {
+            return delivered;
+        };
+        let Some(gap) = wire::quarantine_gap(message, crate::runtime::watch::now_ms()) else {
+            return delivered;
+        };
+        let told = self.deliver_as_it_is(&gap, replaces).await;
+        match told.outcome {
+            Outcome::Acked(position) => Delivered {
+                outcome: Outcome::Replaced {
+                    reason: reason.clone(),
+                    position,
+                },
+                ..told
+            },
+            Outcome::Rejected(_) | Outcome::Replaced { .. } => delivered,
+        }
+    }
+
+    async fn deliver_as_it_is(&self, message: &Outgoing, replaces: u64) -> Delivered {
         let subject = self.naming.subject(message);
         let stream = self.naming.stream(message.topic);
         let mut headers = match headers(message) {
@@ -138,9 +170,11 @@ impl Publisher {
                     headers.insert(name, replaces.to_string());
                 }
             }
-            self.wait_until_up().await;
+            self.wait_until_sound().await;
             let must_look = match self.attempt(&subject, headers.clone(), message).await {
-                Attempt::Stored(sequence) => return self.stored(sequence),
+                Attempt::Stored(sequence, is_double) => {
+                    return self.stored(message, sequence, is_double).await;
+                }
                 Attempt::Rejected(reason) => return rejected(reason),
                 Attempt::WrongLast => true,
                 Attempt::NoStream(error) => {
@@ -171,7 +205,7 @@ impl Publisher {
                 let last = self.last(&stream, &subject).await;
                 match last {
                     Some(last) if *last.ce_id == *message.ce_id => {
-                        return self.stored(last.sequence);
+                        return self.stored(message, last.sequence, true).await;
                     }
                     Some(last) => replaces = last.sequence,
                     None => replaces = 0,
@@ -187,6 +221,8 @@ impl Publisher {
             self.connection.lost().await;
             self.health
                 .down(&self.why("the connection to nats was lost"));
+            // Looked for also where nothing is to be sent.
+            self.wait_until_sound().await;
         }
     }
 
@@ -197,13 +233,40 @@ impl Publisher {
         }
     }
 
-    fn stored(&self, sequence: u64) -> Delivered {
+    /// Waits until the connection is up, and the last acknowledged delta was found since it was made.
+    async fn wait_until_sound(&self) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+        loop {
+            self.wait_until_up().await;
+            match self.sound.look(&self.connection, &self.naming).await {
+                Ok(()) => return,
+                Err(error) => self.health.down(&chain(&error)),
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    /// Waits until acknowledged data is found to be lost.
+    pub(super) async fn lost(&self) -> Loss {
+        self.sound.lost().await
+    }
+
+    async fn stored(&self, message: &Outgoing, sequence: u64, is_double: bool) -> Delivered {
+        let position = Position {
+            partition: 0,
+            offset: i64::try_from(sequence).unwrap_or(i64::MAX),
+        };
+        match message.topic {
+            Topic::Deltas => {
+                self.sound
+                    .remember(position, &message.ce_id, is_double)
+                    .await;
+            }
+            Topic::Records | Topic::Pns | Topic::Status | Topic::Processes | Topic::Ports => {}
+        }
         self.health.up();
         Delivered {
-            outcome: Outcome::Acked(Position {
-                partition: 0,
-                offset: i64::try_from(sequence).unwrap_or(i64::MAX),
-            }),
+            outcome: Outcome::Acked(position),
             sequence: Some(sequence),
         }
     }
@@ -247,7 +310,11 @@ impl Publisher {
             Err(_) => return Attempt::Unknown(self.why("nats does not answer")),
         };
         match serde_json::from_slice::<Answer>(&answer.payload) {
-            Ok(Answer { error: None, seq }) if seq > 0 => Attempt::Stored(seq),
+            Ok(Answer {
+                error: None,
+                seq,
+                duplicate,
+            }) if seq > 0 => Attempt::Stored(seq, duplicate),
             Ok(Answer {
                 error: Some(error), ..
             }) => refusal(&error),
@@ -283,11 +350,7 @@ impl Publisher {
         match tokio::time::timeout(ANSWER_TIMEOUT, asking).await {
             Ok(Ok(message)) => Ok(Some(Last {
                 sequence: message.sequence,
-                ce_id: message
-                    .headers
-                    .get("ce-id")
-                    .map(|id| id.as_str().to_owned())
-                    .unwrap_or_default(),
+                ce_id: ce_id(&message.headers),
             })),
             Ok(Err(error)) => match error.kind() {
                 LastRawMessageErrorKind::NoMessageFound => Ok(None),
@@ -319,6 +382,8 @@ impl Publisher {
             Ok(created) => {
                 if !created.is_empty() {
                     tracing::warn!(?created, "streams of nats were gone and are created again");
+                    drop(repaired_at);
+                    return self.sound.created_again(&created).await;
                 }
             }
             Err(error) => tracing::debug!(error = chain(&error), "streams cannot be created again"),

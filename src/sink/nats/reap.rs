@@ -1,23 +1,16 @@
 //! Delete markers for what expired long ago in the buckets. Each says which message it replaces, so that a
 //! value that its host puts again meanwhile stays.
 
-use std::time::Duration;
-
-use async_nats::jetstream::consumer::DeliverPolicy;
-use async_nats::jetstream::consumer::pull::OrderedConfig;
-use async_nats::{HeaderMap, Request};
-use futures::StreamExt as _;
+use async_nats::{HeaderMap, Message, Request};
 
 use super::connection::Connection;
 use super::errors::{Class, classify};
 use super::naming::Naming;
+use super::own::newest;
 use super::publish::{Answer, DELETED};
 use crate::model::Topic;
 use crate::sink::SinkError;
-use crate::sink::reap::{CE_TYPE, READ_MAX, REAP_MAX, Reaped, is_expired};
-
-/// Time for the next message.
-const READ_TIMEOUT: Duration = Duration::from_secs(15);
+use crate::sink::reap::{CE_TYPE, REAP_MAX, Reaped, is_expired};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -80,33 +73,14 @@ async fn expired(
     subjects: &str,
     before_ms: i64,
 ) -> Result<(Vec<(String, u64)>, u64), BoxError> {
-    let stream = connection.jetstream.get_stream(name).await?;
-    let (mut expired, mut read) = (Vec::new(), 0);
-    if stream.cached_info().state.messages == 0 {
-        return Ok((expired, read));
-    }
-    let consumer = stream
-        .create_consumer(OrderedConfig {
-            deliver_policy: DeliverPolicy::LastPerSubject,
-            filter_subject: subjects.to_owned(),
-            ..OrderedConfig::default()
-        })
-        .await?;
-    let mut messages = consumer.messages().await?;
-    while read < READ_MAX && expired.len() < REAP_MAX {
-        let Some(message) = tokio::time::timeout(READ_TIMEOUT, messages.next()).await? else {
-            break;
-        };
-        let message = message?;
-        let info = message.info()?;
-        read += 1;
+    let mut expired = Vec::new();
+    let mut take = |message: &Message, sequence| {
         // A delete marker has no value, and so never expires here.
         if is_expired(&message.payload, before_ms) {
-            expired.push((message.subject.to_string(), info.stream_sequence));
+            expired.push((message.subject.to_string(), sequence));
         }
-        if info.pending == 0 {
-            break;
-        }
-    }
+        expired.len() < REAP_MAX
+    };
+    let read = newest(connection, name, subjects, &mut take).await?;
     Ok((expired, read))
 }

@@ -61,19 +61,22 @@ impl fmt::Display for StreamInfo {
     }
 }
 
-/// Creates and checks, only checks, or leaves alone, as the settings say.
+/// Creates and checks, only checks, or leaves alone, as the settings say; the names of what was created.
 pub(super) async fn prepare(
     connection: &Connection,
     naming: &Naming,
     settings: &TopicSettings,
-) -> Result<(), SinkError> {
+) -> Result<Vec<String>, SinkError> {
     match settings.manage {
         ManageTopics::Create => {
-            create(connection, naming, settings).await?;
-            verify(connection, naming, settings).await
+            let created = create(connection, naming, settings).await?;
+            verify(connection, naming, settings).await?;
+            Ok(created)
         }
-        ManageTopics::Verify => verify(connection, naming, settings).await,
-        ManageTopics::Off => Ok(()),
+        ManageTopics::Verify => verify(connection, naming, settings)
+            .await
+            .map(|()| Vec::new()),
+        ManageTopics::Off => Ok(Vec::new()),
     }
 }
 
@@ -161,7 +164,8 @@ pub(super) async fn list(
     Ok(infos)
 }
 
-async fn look_up(
+/// What the server says of a stream; `None` where it does not exist.
+pub(super) async fn look_up(
     connection: &Connection,
     name: &str,
 ) -> Result<Option<async_nats::jetstream::stream::Info>, SinkError> {

@@ -1,18 +1,38 @@
 # shellcheck shell=bash
 # Kafka and NATS. Sourced by ../lab.
+#
+# What a test needs besides is told by variables, when a broker is started for the first time:
+#   QUAYMASTER_LAB_KAFKA_LISTENERS   further listeners, NAME=PROTOCOL each, such as `TLS=SSL LOGIN=SASL_SSL`; the address of
+#                                    each is written to the lab's env as LAB_KAFKA_NAME
+#   QUAYMASTER_LAB_KAFKA_PROPERTIES  a file that is put at the end of server.properties
+#   QUAYMASTER_LAB_KAFKA_SCRAM       users, as kafka.tools.StorageTool takes them, a line each
+#   QUAYMASTER_LAB_NATS_CONF         a file that is put at the end of nats.conf
 
 # Enough for one node with some hundred partitions; the default of 1 GiB is the JVM's, not Kafka's need.
 readonly KAFKA_HEAP=384m
 readonly KAFKA_JVM=(-Xms64m "-Xmx$KAFKA_HEAP" -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.awt.headless=true)
 
 start_kafka() {
-  local home=$DIR/kafka libs port controller proxied proxy
+  local home=$DIR/kafka libs port controller listener name listeners advertised protocols scram=() user proxied proxy
   libs=$(kafka_libs)
   port=$(port_for kafka)
   controller=$(port_for kafka-controller)
   # Whoever comes through this listener is sent on to a port where a test has a proxy of its own.
   proxied=$(port_for kafka-proxied)
   proxy=$(port_for kafka-proxy)
+  listeners=PLAINTEXT://127.0.0.1:$port
+  protocols=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT
+  for listener in ${QUAYMASTER_LAB_KAFKA_LISTENERS:-}; do
+    name=${listener%%=*}
+    listeners+=,$name://127.0.0.1:$(port_for "kafka-$name")
+    protocols+=,$name:${listener#*=}
+    env_put "LAB_KAFKA_$name" "127.0.0.1:$(port_for "kafka-$name")"
+  done
+  advertised=$listeners,PROXIED://127.0.0.1:$proxy
+  listeners+=,PROXIED://127.0.0.1:$proxied
+  while read -r user; do
+    [[ -z $user ]] || scram+=(--add-scram "$user")
+  done <<<"${QUAYMASTER_LAB_KAFKA_SCRAM:-}"
   if [[ ! -f $home/data/meta.properties ]]; then
     mkdir -p "$home"
     cat >"$home/server.properties" <<EOF
@@ -20,11 +40,14 @@ process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:$port,PROXIED://127.0.0.1:$proxied,CONTROLLER://127.0.0.1:$controller
-advertised.listeners=PLAINTEXT://127.0.0.1:$port,PROXIED://127.0.0.1:$proxy
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=$listeners,CONTROLLER://127.0.0.1:$controller
+advertised.listeners=$advertised
+listener.security.protocol.map=$protocols,CONTROLLER:PLAINTEXT
 log.dirs=$home/data
 auto.create.topics.enable=false
+# Everybody may do everything until a test says otherwise.
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=true
 num.partitions=1
 default.replication.factor=1
 min.insync.replicas=1
@@ -45,6 +68,9 @@ log.retention.check.interval.ms=10000
 log.segment.delete.delay.ms=1000
 log.cleaner.dedupe.buffer.size=16777216
 EOF
+    if [[ -n ${QUAYMASTER_LAB_KAFKA_PROPERTIES:-} ]]; then
+      cat "$QUAYMASTER_LAB_KAFKA_PROPERTIES" >>"$home/server.properties"
+    fi
     cat >"$home/log4j2.properties" <<'EOF'
 appender.console.type = Console
 appender.console.name = console
@@ -55,7 +81,7 @@ rootLogger.appenderRef.console.ref = console
 EOF
     java "${KAFKA_JVM[@]}" -cp "$libs/*" "-Dlog4j2.configurationFile=$home/log4j2.properties" \
       kafka.tools.StorageTool format --cluster-id "$(kafka_cluster_id)" --config "$home/server.properties" \
-      >>"$DIR/log/kafka.log" 2>&1 || die 1 "Kafka's storage could not be formatted: see \`$DIR/log/kafka.log\`"
+      "${scram[@]}" >>"$DIR/log/kafka.log" 2>&1 || die 1 "Kafka's storage could not be formatted: see \`$DIR/log/kafka.log\`"
   fi
   spawn kafka java "${KAFKA_JVM[@]}" -cp "$libs/*" "-Dlog4j2.configurationFile=$home/log4j2.properties" \
     kafka.Kafka "$home/server.properties"
@@ -81,6 +107,7 @@ listen: "127.0.0.1:$port"
 max_payload: 1MB
 jetstream { store_dir: "$home/store", max_memory_store: 64MB, max_file_store: 4GB }
 EOF
+  if [[ -n ${QUAYMASTER_LAB_NATS_CONF:-} ]]; then cat "$QUAYMASTER_LAB_NATS_CONF" >>"$home/nats.conf"; fi
   spawn "$name" "$binary" -c "$home/nats.conf"
   wait_ready "$name" nats_answers "$port"
   env_put "LAB_$(env_word "$name")" "127.0.0.1:$port"
