@@ -443,6 +443,7 @@ fn flatten(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::enrich::EnrichOverrides;
     use crate::config::{Config, Overrides, parse};
 
     fn load(text: &str, secrets: &Secrets) -> Result<Config, String> {
