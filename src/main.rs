@@ -1,13 +1,13 @@
 //! The `quaymaster` command: arguments in, exit code out.
 
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use quaymaster::cli::{
-    self, config, doctor, enrich, exec, list, local, outbox, ports, processes, run, schema, topics,
-    whois,
+    self, config, doctor, enrich, exec, list, local, manual, outbox, ports, processes, run, schema,
+    top, topics, whois,
 };
 use quaymaster::config::Overrides;
 use quaymaster::model::record::pns_text;
@@ -40,6 +40,8 @@ enum Command {
     Processes(Box<local::SnapshotArgs>),
     /// Print the listening sockets with their processes and containers, or send them to the bus
     Ports(Box<local::SnapshotArgs>),
+    /// Watch a running collector, by where it listens
+    Top(top::TopArgs),
     /// Create, check, show or tidy up the topics of the bus
     Topics {
         #[command(flatten)]
@@ -64,6 +66,17 @@ enum Command {
         /// Which
         #[arg(value_enum)]
         schema: schema::Schema,
+    },
+    /// Print the completions of a shell
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// Where to
+        directory: PathBuf,
     },
 }
 
@@ -95,23 +108,36 @@ fn main() -> ExitCode {
 }
 
 /// The daemon gives up its privileges before there are threads that would keep them.
-fn ready(command: &Command) -> Result<Option<run::Ready>, cli::Failure> {
+fn ready(command: &Command) -> Result<Ready, cli::Failure> {
     if let Command::Run(args) = command {
-        run::ready(args).map(Some)
+        run::ready(args).map(|ready| Ready::Run(Box::new(ready)))
+    } else if let Command::Enrich(args) = command {
+        enrich::ready(args).map(|ready| Ready::Enrich(Box::new(ready)))
     } else {
-        Ok(None)
+        Ok(Ready::Nothing)
     }
 }
 
-async fn dispatch(command: &Command, ready: Option<run::Ready>, matches: &ArgMatches) -> u8 {
+/// What was got before privileges were given up.
+#[derive(Debug)]
+enum Ready {
+    Run(Box<run::Ready>),
+    Enrich(Box<enrich::Ready>),
+    /// By the subcommands that end soon, which give up nothing.
+    Nothing,
+}
+
+async fn dispatch(command: &Command, ready: Ready, matches: &ArgMatches) -> u8 {
     let mut out = std::io::stdout();
     let mut err = std::io::stderr();
+    match ready {
+        Ready::Run(ready) => return ended(run::run(*ready).await, &mut err),
+        Ready::Enrich(ready) => return ended(enrich::run(*ready).await, &mut err),
+        Ready::Nothing => {}
+    }
     match command {
-        Command::Run(_) => match ready {
-            Some(ready) => ended(run::run(ready).await, &mut err),
-            None => cli::EXIT_FAILURE,
-        },
-        Command::Enrich(args) => ended(enrich::run(args).await, &mut err),
+        // They have run above.
+        Command::Run(_) | Command::Enrich(_) => cli::EXIT_FAILURE,
         Command::List(args) => {
             let processes = ProcessTable::open(Path::new("/proc")).ok();
             let pns_of = move |pid| Some(pns_text(processes.as_ref()?.pns_inode(pid)?));
@@ -131,6 +157,12 @@ async fn dispatch(command: &Command, ready: Option<run::Ready>, matches: &ArgMat
         }
         Command::Doctor(args) => ended(doctor::run(args, &mut out).await, &mut err),
         Command::Outbox { command } => ended(outbox::run(command, &mut out), &mut err),
+        Command::Top(args) => top::run(args, &mut err).await,
+        Command::Completions { shell } => {
+            let completions = manual::completions(Arguments::command(), *shell, &mut out);
+            ended(completions, &mut err)
+        }
+        Command::Man { directory } => ended(manual::man(Arguments::command(), directory), &mut err),
         Command::Schema { schema } => ended(schema::run(*schema, &mut out), &mut err),
     }
 }

@@ -5,7 +5,7 @@
 //! sent for as long as the grace allows; the rest waits on disk for the next start.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,23 +76,26 @@ pub fn ready(args: &RunArgs) -> Result<Ready, Failure> {
         .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
     raise_open_files();
     let listener = config.http_listen.map(bind).transpose()?;
-    if config.keep_privileges {
-        tracing::warn!(
-            "all privileges are kept: take `keep_privileges` away where the kernel allows"
-        );
-    } else {
-        let endpoints = config.endpoints.iter().map(|endpoint| &*endpoint.path);
-        let files = config.bus.files().into_iter().map(|file| &*file.path);
-        let own = [config.state_dir.as_path()]
-            .into_iter()
-            .chain(args.overrides.config.as_deref());
-        privileges::give_up(endpoints.chain(files).chain(own));
-    }
+    give_up_privileges(&config, args.overrides.config.as_deref());
     Ok(Ready {
         args: args.clone(),
         config,
         listener,
     })
+}
+
+/// Gives up what is not needed for the paths of the settings, unless a person wants it kept. `file` is the configuration's.
+pub(super) fn give_up_privileges(config: &Config, file: Option<&Path>) {
+    if config.keep_privileges {
+        tracing::warn!(
+            "all privileges are kept: take `keep_privileges` away where the kernel allows"
+        );
+        return;
+    }
+    let endpoints = config.endpoints.iter().map(|endpoint| &*endpoint.path);
+    let files = config.bus.files().into_iter().map(|file| &*file.path);
+    let own = [config.state_dir.as_path()].into_iter().chain(file);
+    privileges::give_up(endpoints.chain(files).chain(own));
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.

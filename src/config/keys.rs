@@ -300,7 +300,7 @@ pub const KEYS: &[Key] = &[
         name: "processes.interval",
         flag: Some("processes_interval"),
         about: "Time between two snapshots of the host's processes that are published, from 1s to 24h; none where it is not set.",
-        sample: "1m",
+        sample: "\"1m\"",
         value: |config| config.processes_interval.and_then(time),
     },
     Key {
@@ -340,14 +340,14 @@ pub const KEYS: &[Key] = &[
         name: "enrich.input",
         flag: Some("input"),
         about: "The topic, or NATS subject, of the process events that `quaymaster enrich` reads.",
-        sample: "quaymaster.processes",
+        sample: "\"quaymaster.processes\"",
         value: |config| config.enrich.input.as_ref().and_then(text),
     },
     Key {
         name: "enrich.output",
         flag: Some("output"),
         about: "The topic, or NATS subject, of the enriched events.",
-        sample: "quaymaster.processes.enriched",
+        sample: "\"quaymaster.processes.enriched\"",
         value: |config| config.enrich.output.as_ref().and_then(text),
     },
     Key {
@@ -445,7 +445,7 @@ pub const KEYS: &[Key] = &[
         name: "enrich.invalid_topic",
         flag: Some("invalid_topic"),
         about: "The topic for them; by default the output's name and .invalid.",
-        sample: "quaymaster.processes.invalid",
+        sample: "\"quaymaster.processes.invalid\"",
         value: |config| config.enrich.invalid_topic.as_ref().and_then(text),
     },
 ];

@@ -14,6 +14,8 @@ pub mod clock;
 mod decide;
 pub mod event;
 pub mod fields;
+#[cfg(test)]
+mod fuzz;
 mod interner;
 pub mod joiner;
 pub mod kafka;

@@ -99,10 +99,16 @@ fn events_carry_the_name(bus: BusKind) -> Result<()> {
     let (pns, seconds) = told.split_once('\n').context("two lines")?;
     let seconds: u64 = seconds.trim().parse()?;
     let gone = event("gone", pns.trim(), seconds * 1_000 + 500);
-    let host_own = event("host", &pns_of(1)?, now_ms()?);
+    let host_own = event("host", "pid:[4026531836]", now_ms()?);
     for event in [&staying, &gone, &host_own] {
         send(&host.bus, event)?;
     }
+    eventually("the host's own process is told as such", || {
+        let joined = joined(&host.bus)?;
+        let event = joined.iter().find(|event| event["what"] == "host");
+        ensure!(event.context("it is not there")?["container"]["match"] == "host");
+        Ok(())
+    })?;
     let wanted = [("staying", web.as_str(), "web"), ("gone", "", "blink")];
     eventually("the events carry their containers", || {
         let joined = joined(&host.bus)?;

@@ -18,6 +18,7 @@ mod local;
 mod older;
 mod package;
 mod safety;
+mod sight;
 mod storms;
 mod story;
 mod wait;

@@ -14,12 +14,12 @@ use crate::fake_docker::{FakeContainer, FakeDocker};
 /// A collector that listens; it ends when it is dropped.
 pub(crate) struct Listening {
     pub(crate) child: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _state: tempfile::TempDir,
 }
 
 impl Listening {
-    fn start(arguments: &[&str]) -> anyhow::Result<Self> {
+    pub(crate) fn start(arguments: &[&str]) -> anyhow::Result<Self> {
         Self::start_in(arguments, &[])
     }
 

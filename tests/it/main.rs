@@ -13,6 +13,7 @@ mod http;
 mod local;
 mod privileges;
 mod schema;
+mod top;
 mod watchdog;
 
 use std::time::Duration;

@@ -36,6 +36,7 @@ use crate::sink::{
     Checked, Ended, IN_FLIGHT_MAX, Landmark, Loss, Outcome, Outgoing, Position, SinkError, Verdict,
 };
 use crate::telemetry::chain;
+use crate::wire;
 
 /// The waits before another producer is made.
 const REBUILD_FIRST: Duration = Duration::from_millis(50);
@@ -104,6 +105,8 @@ struct Pending {
     suspect: bool,
     /// How often it was refused for its time while alone.
     refusals: u32,
+    /// Why the delta was refused in whose place this gap is.
+    replaced: Option<String>,
 }
 
 impl Sender {
@@ -263,6 +266,7 @@ impl Sender {
             stamp: None,
             suspect: false,
             refusals: 0,
+            replaced: None,
         };
         self.unreported.insert(self.next_ticket, pending);
         self.next_ticket += 1;
@@ -303,11 +307,8 @@ impl Sender {
             }
             Err(code) => match classify(code) {
                 Class::Wait => self.full_until = Some(Instant::now() + QUEUE_FULL_WAIT),
-                Class::Rejected => {
-                    // librdkafka says so of this message itself: it was in no batch yet.
-                    self.cursor = ticket + 1;
-                    self.end(ticket, rejection(code));
-                }
+                // librdkafka says so of this message itself: it was in no batch yet.
+                Class::Rejected => self.refuse(ticket, code),
                 Class::Retry | Class::RetryAndWarn | Class::Timestamp | Class::Fatal => {
                     self.note_failure(code);
                 }
@@ -359,7 +360,29 @@ impl Sender {
             live.has_delivered = true;
         }
         self.remember(ticket, position);
-        self.end(ticket, Outcome::Acked(position));
+        let pending = self.unreported.get_mut(&ticket);
+        let outcome = match pending.and_then(|pending| pending.replaced.take()) {
+            Some(reason) => Outcome::Replaced { reason, position },
+            None => Outcome::Acked(position),
+        };
+        self.end(ticket, outcome);
+    }
+
+    /// A message is refused for what it is: a delta's place and turn are its gap's, anything else has its end.
+    fn refuse(&mut self, ticket: u64, code: Code) {
+        let reason = format!("kafka refuses it: {code}");
+        let gap_of = |pending: &mut Pending| {
+            let now_ms = u64::try_from(unix_now_ms()).unwrap_or(0);
+            let gap = wire::quarantine_gap(&pending.message, now_ms)?;
+            pending.message = gap;
+            pending.suspect = false;
+            pending.refusals = 0;
+            pending.replaced = Some(reason.clone());
+            Some(())
+        };
+        if self.unreported.get_mut(&ticket).and_then(gap_of).is_none() {
+            self.end(ticket, Outcome::Rejected(reason));
+        }
     }
 
     /// Keeps the place of an acknowledged delta. One that is not behind the last one was put into a log that was
@@ -395,7 +418,7 @@ impl Sender {
         match classify(code) {
             Class::Rejected if was_alone => {
                 self.batch_bytes = BATCH_BYTES_MAX;
-                self.end(ticket, rejection(code));
+                self.refuse(ticket, code);
             }
             Class::Rejected => {
                 pending.suspect = true;
@@ -453,7 +476,7 @@ impl Sender {
         let Some(pending) = self.unreported.remove(&ticket) else {
             return;
         };
-        if let Outcome::Rejected(reason) = &outcome {
+        if let Outcome::Rejected(reason) | Outcome::Replaced { reason, .. } = &outcome {
             tracing::debug!(row = pending.message.row, reason, "kafka rejects a message");
         }
         self.progress_at = Instant::now();
@@ -622,10 +645,6 @@ fn is_about_who_we_are(code: Code) -> bool {
         code,
         Code::Authentication | Code::SaslAuthenticationFailed | Code::SSL
     )
-}
-
-fn rejection(code: Code) -> Outcome {
-    Outcome::Rejected(format!("kafka refuses it: {code}"))
 }
 
 fn unix_now_ms() -> i64 {

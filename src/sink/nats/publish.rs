@@ -32,6 +32,7 @@ use crate::model::Topic;
 use crate::sink::report::HealthTeller;
 use crate::sink::{Loss, ManageTopics, Outcome, Outgoing, Position, TopicSettings, cloudevents};
 use crate::telemetry::chain;
+use crate::wire;
 
 /// The waits before a message is sent again.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
@@ -130,8 +131,29 @@ impl Publisher {
     /// Sends a message until it is stored or rejected. `replaces` is the sequence of its subject's last
     /// message, 0 for none, as far as is known; it means nothing for a delta.
     ///
-    /// Dropped midway, the message may be stored or not.
+    /// A delta that is rejected has its gap in its place. Dropped midway, the message may be stored or not.
     pub(super) async fn deliver(&self, message: &Outgoing, replaces: u64) -> Delivered {
+        let delivered = self.deliver_as_it_is(message, replaces).await;
+        let Outcome::Rejected(reason) = &delivered.outcome else {
+            return delivered;
+        };
+        let Some(gap) = wire::quarantine_gap(message, crate::runtime::watch::now_ms()) else {
+            return delivered;
+        };
+        let told = self.deliver_as_it_is(&gap, replaces).await;
+        match told.outcome {
+            Outcome::Acked(position) => Delivered {
+                outcome: Outcome::Replaced {
+                    reason: reason.clone(),
+                    position,
+                },
+                ..told
+            },
+            Outcome::Rejected(_) | Outcome::Replaced { .. } => delivered,
+        }
+    }
+
+    async fn deliver_as_it_is(&self, message: &Outgoing, replaces: u64) -> Delivered {
         let subject = self.naming.subject(message);
         let stream = self.naming.stream(message.topic);
         let mut headers = match headers(message) {

@@ -8,7 +8,7 @@
 # - Kafka's jars, by Maven; and the stream processors of deploy/, which Maven builds and tests.
 
 readonly SUITES=(sid trixie)
-readonly PARTS=(build consumers faults package image kubernetes asyncapi cri containerd2 containerd16 docker docker20 podman kafka nats nats29 kafka-streams flink)
+readonly PARTS=(build consumers faults package image kubernetes asyncapi cri containerd2 containerd16 docker docker20 podman kafka nats nats29 prometheus kafka-streams flink)
 KAFKA_VERSION_WANTED=$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$LAB_HOME/kafka/pom.xml")
 readonly KAFKA_VERSION_WANTED
 
@@ -60,6 +60,7 @@ packages_of() {
     ;;
   nats) ;;
   nats29) echo nats-server ;;
+  prometheus) echo prometheus curl ;;
   kafka-streams | flink)
     if ! java_major_at_least 17 || ! command -v javac >/dev/null; then echo default-jdk-headless; fi
     if ! command -v mvn >/dev/null; then echo maven; fi
@@ -99,6 +100,7 @@ need_component() {
   kafka) tools=(java kcat) files=("$(kafka_libs)/done") ;;
   nats) files=("$(nats_binary nats)") ;;
   nats29) files=("$(nats_binary nats29)") ;;
+  prometheus) tools=(prometheus promtool curl) ;;
   kafka-streams | flink) tools=(java) files=("$(example_libs "$1")/done" "$(example_build "$1")/done") ;;
   esac
   for tool in "${tools[@]}"; do command -v "$tool" >/dev/null || missing+=("$tool"); done

@@ -1,0 +1,162 @@
+//! What an operator sees: alerts, the dashboard, `quaymaster top`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::collector::Collector;
+use crate::host::{BusKind, Host};
+use crate::lab::Lab;
+use crate::wait::eventually;
+use crate::world::Docker;
+
+/// What Grafana puts in place of a dashboard's variables.
+const VARIABLES: [(&str, &str); 2] = [("$instance", ".*"), ("$__rate_interval", "10s")];
+
+fn deployed(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .join(path)
+}
+
+/// A command that has to succeed; its stdout.
+fn output_of(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("failed to run {command:?}"))?;
+    let (out, errors) = (
+        String::from_utf8(output.stdout)?,
+        String::from_utf8_lossy(&output.stderr),
+    );
+    ensure!(output.status.success(), "{command:?} failed: {errors}{out}");
+    Ok(out)
+}
+
+struct Prometheus(String);
+
+impl Prometheus {
+    fn get(&self, path: &str, query: Option<&str>) -> Result<Value> {
+        let mut command = Command::new("curl");
+        command.args(["-s", "-G", &format!("http://{}/api/v1/{path}", self.0)]);
+        if let Some(query) = query {
+            command
+                .arg("--data-urlencode")
+                .arg(format!("query={query}"));
+        }
+        let answer: Value = serde_json::from_str(&output_of(&mut command)?)?;
+        ensure!(answer["status"] == "success", "{path} {query:?}: {answer}");
+        Ok(answer["data"].clone())
+    }
+
+    /// The series that a query gives.
+    fn query(&self, query: &str) -> Result<Vec<Value>> {
+        let data = self.get("query", Some(query))?;
+        Ok(data["result"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// The names of the alerts that fire.
+    fn firing(&self) -> Result<Vec<String>> {
+        let data = self.get("alerts", None)?;
+        let alerts = data["alerts"].as_array().context("a list of alerts")?;
+        let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
+        let names = firing.filter_map(|alert| alert["labels"]["alertname"].as_str());
+        Ok(names.map(str::to_owned).collect())
+    }
+}
+
+/// Where a collector says that it listens.
+fn address_of(collector: &Collector<'_>) -> Result<String> {
+    eventually("the collector listens", || {
+        let log = collector.log()?;
+        let (_, rest) = log.split_once("listening address=").context("not yet")?;
+        Ok(rest
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned())
+    })
+}
+
+/// All queries of the dashboard.
+fn dashboard() -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(deployed("grafana/quaymaster.json"))?;
+    let dashboard: Value = serde_json::from_str(&text)?;
+    let panels = dashboard["panels"].as_array().context("panels")?;
+    let targets = panels
+        .iter()
+        .filter_map(|panel| panel["targets"].as_array());
+    let mut queries = Vec::new();
+    for target in targets.flatten() {
+        let query = target["expr"].as_str().context("a query")?.to_owned();
+        let put = |query: String, (name, value): &(&str, &str)| query.replace(name, value);
+        queries.push(VARIABLES.iter().fold(query, put));
+    }
+    Ok(queries)
+}
+
+#[test]
+fn prometheus_sees_all_and_tells_of_a_dead_bus() -> Result<()> {
+    let Some(lab) = Lab::up(&["docker", "kafka", "prometheus"])? else {
+        return Ok(());
+    };
+    output_of(
+        Command::new("promtool")
+            .args(["check", "rules"])
+            .arg(deployed("prometheus/alerts.yml")),
+    )?;
+    output_of(
+        Command::new("promtool")
+            .args(["test", "rules"])
+            .arg(deployed("prometheus/alerts_test.yml")),
+    )?;
+
+    let docker = Docker::new(&lab, "DOCKER")?;
+    let host = Host::of(lab, vec![docker], Vec::new(), BusKind::Kafka)?;
+    host.docker().run_staying("web", &[])?;
+    let prometheus = Prometheus(host.lab.value("LAB_PROMETHEUS")?);
+    let targets = PathBuf::from(host.lab.value("LAB_PROMETHEUS_TARGETS")?);
+    let setup = host
+        .setup
+        .with(&["--listen", "127.0.0.1:0", "--processes-interval", "2s"]);
+    let collector = setup.start()?;
+    let target = json!([{ "targets": [address_of(&collector)?] }]);
+    std::fs::write(targets.join("collector.json"), target.to_string())?;
+
+    let queries = dashboard()?;
+    ensure!(queries.len() >= 17, "{queries:?}");
+    for query in &queries {
+        eventually(&format!("data for `{query}`"), || {
+            let series = prometheus.query(query)?;
+            ensure!(!series.is_empty(), "nothing");
+            ensure!(
+                series.iter().all(|one| one["value"][1] != "NaN"),
+                "{series:?}"
+            );
+            Ok(())
+        })?;
+    }
+    eventually("no alert while all is well", || {
+        let up = prometheus.query("min(quaymaster_bus_up) == 1")?;
+        let firing = prometheus.firing()?;
+        ensure!(!up.is_empty() && firing.is_empty(), "{firing:?}");
+        Ok(())
+    })?;
+
+    let alert = "QuaymasterBusDown".to_owned();
+    host.lab.kill9(&["kafka"])?;
+    host.dockers[0].run_staying("while-away", &[])?;
+    eventually("the alert for a dead bus", || {
+        let firing = prometheus.firing()?;
+        ensure!(firing.contains(&alert), "{firing:?}");
+        Ok(())
+    })?;
+    host.lab.start(&["kafka"])?;
+    eventually("the alert ends", || {
+        let firing = prometheus.firing()?;
+        ensure!(!firing.contains(&alert), "{firing:?}");
+        Ok(())
+    })?;
+    collector.stop()
+}
