@@ -4,7 +4,15 @@ use std::error::Error;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["proto/cri.proto", "proto/containerd.proto"], ["proto"])?;
+    let sources = [
+        "proto/cri.proto",
+        "proto/containerd.proto",
+        "proto/containerd_containers.proto",
+        "proto/containerd_namespaces.proto",
+        "proto/containerd_tasks.proto",
+        "proto/containerd_version.proto",
+    ];
+    let files = protox::compile(sources, ["proto"])?;
     // The server's half is for the fakes of the tests; what is not called is not linked.
     tonic_prost_build::configure()
         .build_client(true)

@@ -197,7 +197,11 @@ struct Player {
 
 impl Player {
     fn start(kafka: &str, topics: &TopicSettings, number: usize) -> Self {
-        let sink = KafkaSink::new(&[kafka.to_owned()], topics, &format!("fleet-{number}"));
+        let sink = KafkaSink::new(
+            [kafka.to_owned()].as_slice(),
+            topics,
+            &format!("fleet-{number}"),
+        );
         let (requests, incoming) = mpsc::channel(IN_FLIGHT_MAX);
         let (outgoing, reports) = mpsc::channel(IN_FLIGHT_MAX);
         let (health, _) = watch::channel(SinkHealth::default());

@@ -108,23 +108,36 @@ fn main() -> ExitCode {
 }
 
 /// The daemon gives up its privileges before there are threads that would keep them.
-fn ready(command: &Command) -> Result<Option<run::Ready>, cli::Failure> {
+fn ready(command: &Command) -> Result<Ready, cli::Failure> {
     if let Command::Run(args) = command {
-        run::ready(args).map(Some)
+        run::ready(args).map(|ready| Ready::Run(Box::new(ready)))
+    } else if let Command::Enrich(args) = command {
+        enrich::ready(args).map(|ready| Ready::Enrich(Box::new(ready)))
     } else {
-        Ok(None)
+        Ok(Ready::Nothing)
     }
 }
 
-async fn dispatch(command: &Command, ready: Option<run::Ready>, matches: &ArgMatches) -> u8 {
+/// What was got before privileges were given up.
+#[derive(Debug)]
+enum Ready {
+    Run(Box<run::Ready>),
+    Enrich(Box<enrich::Ready>),
+    /// By the subcommands that end soon, which give up nothing.
+    Nothing,
+}
+
+async fn dispatch(command: &Command, ready: Ready, matches: &ArgMatches) -> u8 {
     let mut out = std::io::stdout();
     let mut err = std::io::stderr();
+    match ready {
+        Ready::Run(ready) => return ended(run::run(*ready).await, &mut err),
+        Ready::Enrich(ready) => return ended(enrich::run(*ready).await, &mut err),
+        Ready::Nothing => {}
+    }
     match command {
-        Command::Run(_) => match ready {
-            Some(ready) => ended(run::run(ready).await, &mut err),
-            None => cli::EXIT_FAILURE,
-        },
-        Command::Enrich(args) => ended(enrich::run(args).await, &mut err),
+        // They have run above.
+        Command::Run(_) | Command::Enrich(_) => cli::EXIT_FAILURE,
         Command::List(args) => {
             let processes = ProcessTable::open(Path::new("/proc")).ok();
             let pns_of = move |pid| Some(pns_text(processes.as_ref()?.pns_inode(pid)?));

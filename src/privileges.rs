@@ -80,14 +80,17 @@ pub fn give_up<'a>(paths: impl Iterator<Item = &'a Path>) {
     let kept = kept(paths);
     warn("new privileges", set_no_new_privs(true));
     give_up_capabilities(kept);
-    warn(
-        "core dumps",
-        set_dumpable_behavior(DumpableBehavior::NotDumpable),
-    );
+    leave_no_core();
     if let Err(error) = refuse_calls() {
         tracing::warn!(error, "system calls that are not needed cannot be given up");
     }
     tracing::debug!(?kept, "privileges are given up");
+}
+
+/// Leaves no core dump, in which secrets would stand, and lets no process of the same user look into this one's memory.
+pub fn leave_no_core() {
+    let left = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    warn("core dumps", left);
 }
 
 /// The capabilities that stay, of those that are there.

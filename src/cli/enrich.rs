@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
-use super::run::{bind, listening, on_signal};
+use super::run::{bind, give_up_privileges, listening, on_signal};
 use super::{EXIT_CONFIG, EXIT_FAILURE, Failure, chain, sink_failure};
 use crate::backoff::Backoff;
 use crate::config::enrich::EnrichOverrides;
@@ -43,17 +43,35 @@ pub struct EnrichArgs {
     pub enrich: EnrichOverrides,
 }
 
-/// Joins until SIGTERM or SIGINT.
+/// What needs more power than the joiner keeps: done before it is given up.
+#[derive(Debug)]
+pub struct Ready {
+    config: Config,
+    listener: Option<std::net::TcpListener>,
+}
+
+/// Gets what the joiner needs, and gives up its privileges. Threads that there are already keep theirs: call it first.
 ///
 /// # Errors
 /// With the exit code for what is wrong.
-pub async fn run(args: &EnrichArgs) -> Result<(), Failure> {
+pub fn ready(args: &EnrichArgs) -> Result<Ready, Failure> {
     let (config, _) = Config::load_with_file(&args.overrides, &args.enrich)?;
     telemetry::start(&config.log_filter, config.log_format)
         .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
     config.bus.check().map_err(sink_failure)?;
-    let setup = setup(&config)?;
+    setup(&config)?;
     let listener = config.http_listen.map(bind).transpose()?;
+    give_up_privileges(&config, args.overrides.config.as_deref());
+    Ok(Ready { config, listener })
+}
+
+/// Joins until SIGTERM or SIGINT.
+///
+/// # Errors
+/// With the exit code for what is wrong.
+pub async fn run(ready: Ready) -> Result<(), Failure> {
+    let Ready { config, listener } = ready;
+    let setup = setup(&config)?;
     let listener = listener.map(listening).transpose()?;
     let stats = Arc::new(Stats::default());
     let stop = stopped_by_signal()?;

@@ -28,7 +28,7 @@ use std::time::Duration;
 use crate::config::{Config, ConfigError, Overrides};
 use crate::runtime::text;
 use crate::sink::SinkError;
-use crate::telemetry;
+use crate::{privileges, telemetry};
 
 /// All went well.
 pub const EXIT_OK: u8 = 0;
@@ -73,6 +73,9 @@ impl From<ConfigError> for Failure {
 /// [`EXIT_CONFIG`] for a setting or a file that is wrong, [`EXIT_NO_PERMISSION`] for a file that this user may not read.
 pub fn load(overrides: &Overrides) -> Result<Config, Failure> {
     let config = Config::load(overrides)?;
+    if !config.keep_privileges {
+        privileges::leave_no_core();
+    }
     config.bus.check().map_err(sink_failure)?;
     Ok(config)
 }

@@ -60,6 +60,51 @@ fn wrong_settings_end_with_64_and_name_the_setting() -> anyhow::Result<()> {
 }
 
 #[test]
+fn config_check_asks_the_runtimes_and_the_bus_only_where_it_is_told_to() -> anyhow::Result<()> {
+    let bus = ["--host-id=h", "--bus=kafka://127.0.0.1:1"];
+    let endpoint = "--endpoint=docker=unix:///nonexistent/docker.sock";
+    let offline = [&["config", "check"], &bus[..], &[endpoint]].concat();
+    assert_eq!(quaymaster(&offline)?.status.code(), Some(0));
+    let live = quaymaster(&[&offline[..], &["--live"]].concat())?;
+    assert_eq!(live.status.code(), Some(69), "{}", said(&live));
+    assert!(
+        said(&live).contains("/nonexistent/docker.sock"),
+        "{}",
+        said(&live)
+    );
+    assert_eq!(said(&live).lines().count(), 1, "{}", said(&live));
+    Ok(())
+}
+
+#[test]
+fn a_file_with_a_secret_that_is_of_no_use_is_named() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let empty = directory.path().join("empty");
+    std::fs::write(&empty, "")?;
+    let file = |path: &str| format!("--sasl-password-file={path}");
+    for (path, expected) in [
+        ("/nonexistent/password", "is not there"),
+        (&*empty.to_string_lossy(), "is empty"),
+    ] {
+        let output = quaymaster(&[
+            "run",
+            "--bus=kafka://127.0.0.1:1",
+            "--sasl-mechanism=PLAIN",
+            "--sasl-username=u",
+            &file(path),
+        ])?;
+        assert_eq!(output.status.code(), Some(64), "{}", said(&output));
+        let said = said(&output);
+        assert!(
+            said.contains("`sasl.password_file`") && said.contains(expected),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    Ok(())
+}
+
+#[test]
 fn wrong_usage_ends_with_2_and_help_with_0() -> anyhow::Result<()> {
     assert_eq!(quaymaster(&["runn"])?.status.code(), Some(2));
     assert_eq!(quaymaster(&["exec", "a"])?.status.code(), Some(2));

@@ -109,6 +109,7 @@ fn all_fields() -> [Fields; 2] {
 
 fn delta(op: Op, fields: Option<Fields>, changed: Vec<(&'static str, Box<str>)>) -> Message {
     let source = RuntimeSource {
+        uid: 0,
         runtime: RuntimeType::Cri,
         name: "containerd".into(),
         version: "2.1.4".into(),

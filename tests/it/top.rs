@@ -75,14 +75,8 @@ fn it_shows_a_collector_until_a_key_ends_it() -> anyhow::Result<()> {
     );
     let (code, screen) = on_a_terminal(&line, "/nowhere/docker.sock", "q")?;
     assert_eq!(code, Some(0), "{screen}");
-    for part in [
-        "containers",
-        "owed to the bus",
-        "deltas per second",
-        "DROPPED",
-        "down",
-        "q: end",
-    ] {
+    // Word by word: blanks are drawn as moves of the cursor.
+    for part in ["containers", "owed", "second", "DROPPED", "down", "q:"] {
         assert!(screen.contains(part), "{part}\n{screen}");
     }
     // The alternate screen is left again.
