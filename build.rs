@@ -1,9 +1,16 @@
 //! Compiles the `.proto` files, without a protoc.
 
 use std::error::Error;
+use std::path::Path;
+
+use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
+    // What is published is encoded by its descriptors, which `wire/encoding.rs` holds.
+    let published = protox::compile(["proto/quaymaster.proto"], ["proto"])?;
+    let out = Path::new(&std::env::var("OUT_DIR")?).join("quaymaster.desc");
+    std::fs::write(out, published.encode_to_vec())?;
     let sources = [
         "proto/cri.proto",
         "proto/containerd.proto",

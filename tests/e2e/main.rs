@@ -20,6 +20,7 @@ mod local;
 mod older;
 mod own;
 mod package;
+mod protobuf;
 mod safety;
 mod sight;
 mod storms;
