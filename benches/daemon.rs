@@ -1,26 +1,88 @@
 //! A collector with its watches and a sink, in this process, for the benchmarks on real runtimes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use async_trait::async_trait;
 use quaymaster::collector::{Input, ObservationSender, Parts, Running, Snapshot};
-use quaymaster::outbox::{Options, Outbox, Owner};
+use quaymaster::fdstore::FdStore;
+use quaymaster::model::{RuntimeType, Topic};
+use quaymaster::outbox::{self, Outbox, Owner};
 use quaymaster::procfs::ProcessTable;
 use quaymaster::reconcile::{Identity, Observation, Settings};
-use quaymaster::runtime::Endpoint;
 use quaymaster::runtime::watch::{EndpointFigures, WatchContext, watch as watch_endpoint};
+use quaymaster::runtime::{Endpoint, Options, containerd};
 use quaymaster::sink::publisher::Publisher;
-use quaymaster::sink::{Sink, SinkHealth};
+use quaymaster::sink::{Ended, Outgoing, Report, Sink, SinkError, SinkHealth};
 use quaymaster::wire::{Host, Refresh, Renderer};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// Messages between a sink and one around it.
+const QUEUE: usize = 256;
 /// How long a benchmark waits for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How many records and mappings a bus has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Keys {
+    records: usize,
+    mappings: usize,
+}
+
+/// A bus that has everything at once, and counts the keys.
+pub(crate) struct Counting(watch::Sender<Keys>);
+
+impl Counting {
+    pub(crate) fn new() -> (Self, watch::Receiver<Keys>) {
+        let (keys, counted) = watch::channel(Keys::default());
+        (Self(keys), counted)
+    }
+}
+
+#[async_trait]
+impl Sink for Counting {
+    async fn prepare(&mut self) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    async fn run(
+        &mut self,
+        requests: mpsc::Receiver<Outgoing>,
+        reports: mpsc::Sender<Report>,
+        health: watch::Sender<SinkHealth>,
+        stop: CancellationToken,
+    ) -> Result<Ended, SinkError> {
+        let (passed, nowhere) = mpsc::channel(QUEUE);
+        let acking = tokio::spawn(async move {
+            let mut sink = crate::latency::Nowhere;
+            sink.run(nowhere, reports, health, stop).await
+        });
+        let mut requests = requests;
+        let (mut records, mut mappings) = (BTreeSet::new(), BTreeSet::new());
+        while let Some(message) = requests.recv().await {
+            match message.topic {
+                Topic::Records => _ = records.insert(message.item.clone()),
+                Topic::Pns => _ = mappings.insert(message.item.clone()),
+                Topic::Deltas | Topic::Status | Topic::Processes | Topic::Ports => {}
+            }
+            self.0.send_replace(Keys {
+                records: records.len(),
+                mappings: mappings.len(),
+            });
+            if passed.send(message).await.is_err() {
+                break;
+            }
+        }
+        drop(passed);
+        let _ = acking.await;
+        Ok(Ended::Finished)
+    }
+}
 
 pub(crate) struct Daemon {
     pub(crate) inputs: mpsc::Sender<Input>,
@@ -55,7 +117,7 @@ impl Daemon {
                 .trim()
                 .to_owned(),
         };
-        let opened = Outbox::open(directory.path(), &owner, Options::default())?;
+        let opened = Outbox::open(directory.path(), &owner, outbox::Options::default())?;
         let reader = opened.outbox.reader();
         let host = Host {
             host_id: Arc::clone(&host_id),
@@ -84,6 +146,7 @@ impl Daemon {
             settings: Settings::default(),
             renderer: Renderer::new(host, refresh),
             processes: Arc::clone(&processes),
+            fd_store: FdStore::default(),
             committed: Arc::clone(&committed),
             status: status_tx,
             snapshot: snapshot_tx,
@@ -104,6 +167,7 @@ impl Daemon {
         };
         let context = WatchContext {
             observations: ObservationSender::new(running.inputs.clone()),
+            options: Options::default(),
             processes,
             stop: stop.clone(),
         };
@@ -119,6 +183,12 @@ impl Daemon {
             directory,
         };
         for endpoint in endpoints {
+            daemon.context.options.claims.add(endpoint.runtime);
+            if endpoint.runtime == RuntimeType::Cri {
+                let (socket, cri) = (endpoint.path.clone(), endpoint.source_id());
+                let hints = containerd::hints(socket, Some(cri), daemon.context.clone());
+                daemon.watches.spawn(hints);
+            }
             let (watched, task) = watch_endpoint(endpoint.clone(), daemon.context.clone());
             daemon
                 .figures

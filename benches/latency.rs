@@ -13,6 +13,8 @@ use quaymaster::sink::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::field::{Field, Visit};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
 use crate::daemon::{Daemon, endpoints};
 
@@ -57,18 +59,31 @@ impl Sink for Nowhere {
     }
 }
 
-/// Nanoseconds of one delta: the runtime's event, handed to the sink, acknowledged.
-#[derive(Clone, Copy, Debug)]
-struct Times {
-    event_ns: u64,
+/// What is of interest in a message.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Picked {
+    /// The runtime's time of the event that a delta tells.
+    pub(crate) event_ns: u64,
+    /// The namespace of a mapping.
+    pub(crate) pns: String,
+    /// The containers in it.
+    pub(crate) containers: Vec<String>,
+}
+
+/// One message on its way; nanoseconds of unix time.
+#[derive(Clone, Debug)]
+pub(crate) struct Times {
+    pub(crate) picked: Picked,
+    row: u64,
     handed_ns: u64,
-    acked_ns: u64,
+    pub(crate) acked_ns: u64,
 }
 
 /// Passes on to the real sink, and notes when.
-struct Timed {
-    inner: Option<Box<dyn Sink>>,
-    times: Arc<Mutex<Vec<Times>>>,
+pub(crate) struct Timed {
+    pub(crate) inner: Option<Box<dyn Sink>>,
+    pub(crate) pick: fn(&Outgoing) -> Option<Picked>,
+    pub(crate) times: Arc<Mutex<Vec<Times>>>,
 }
 
 #[async_trait]
@@ -95,21 +110,22 @@ impl Sink for Timed {
         let stopped = stop.clone();
         let task =
             tokio::spawn(async move { inner.run(incoming, outgoing, health, stopped).await });
-        let mut handed: HashMap<u64, (u64, u64)> = HashMap::new();
+        let mut handed: HashMap<u64, (Picked, u64)> = HashMap::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 message = requests.recv() => {
                     let Some(message) = message else { break };
-                    if let Some(event_ns) = event_ns(&message) {
-                        handed.insert(message.row, (event_ns, now_ns()));
+                    if let Some(picked) = (self.pick)(&message) {
+                        handed.insert(message.row, (picked, now_ns()));
                     }
                     if inner_requests.send(message).await.is_err() { break }
                 }
                 Some(report) = inner_reports.recv() => {
-                    if let Some((event_ns, handed_ns)) = handed.remove(&report.row) {
+                    if let Some((picked, handed_ns)) = handed.remove(&report.row) {
+                        let (row, acked_ns) = (report.row, now_ns());
                         let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
-                        times.push(Times { event_ns, handed_ns, acked_ns: now_ns() });
+                        times.push(Times { picked, row, handed_ns, acked_ns });
                     }
                     if reports.send(report).await.is_err() { break }
                 }
@@ -122,14 +138,18 @@ impl Sink for Timed {
 }
 
 /// The runtime's time of a delta that an event told.
-fn event_ns(message: &Outgoing) -> Option<u64> {
+fn event_of(message: &Outgoing) -> Option<Picked> {
     if message.topic != Topic::Deltas {
         return None;
     }
     let value: serde_json::Value = serde_json::from_slice(message.value.as_deref()?).ok()?;
     let source = value.get("source")?;
     let at = source.get("event_ts_ns")?.as_str()?.parse().ok()?;
-    (source.get("origin")?.as_str()? == "event" && at != 0).then_some(at)
+    let is_event = source.get("origin")?.as_str()? == "event" && at != 0;
+    is_event.then(|| Picked {
+        event_ns: at,
+        ..Picked::default()
+    })
 }
 
 /// Unix time in nanoseconds.
@@ -145,10 +165,63 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(measure())
+    let marks = Marks::default();
+    // The collector decides on a thread of its own: the marks are the process's.
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(marks.clone()))?;
+    runtime.block_on(measure(&marks))
 }
 
-async fn measure() -> anyhow::Result<()> {
+/// When the library said that it has seen an event, and that it has committed a row.
+#[derive(Clone, Debug, Default)]
+struct Marks(Arc<Mutex<MarksSeen>>);
+
+#[derive(Debug, Default)]
+struct MarksSeen {
+    /// By the event's own time.
+    observed_ns: HashMap<u64, u64>,
+    /// By the newest row of a commit.
+    committed_ns: std::collections::BTreeMap<u64, u64>,
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Marks {
+    fn on_event(&self, event: &tracing::Event<'_>, _context: Context<'_, S>) {
+        let mut fields = MarkFields::default();
+        event.record(&mut fields);
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match (fields.at_ns, fields.last_row) {
+            (Some(at_ns), _) => _ = seen.observed_ns.insert(at_ns, now_ns()),
+            (None, Some(row)) => _ = seen.committed_ns.insert(row, now_ns()),
+            (None, None) => {}
+        }
+    }
+
+    fn enabled(&self, metadata: &tracing::Metadata<'_>, _context: Context<'_, S>) -> bool {
+        metadata.target().starts_with("quaymaster::")
+            && ["at_ns", "last_row"]
+                .iter()
+                .any(|name| metadata.fields().field(name).is_some())
+    }
+}
+
+#[derive(Default)]
+struct MarkFields {
+    at_ns: Option<u64>,
+    last_row: Option<u64>,
+}
+
+impl Visit for MarkFields {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        match field.name() {
+            "at_ns" => self.at_ns = Some(value),
+            "last_row" => self.last_row = Some(value),
+            _ => {}
+        }
+    }
+
+    fn record_debug(&mut self, _field: &Field, _value: &dyn std::fmt::Debug) {}
+}
+
+async fn measure(marks: &Marks) -> anyhow::Result<()> {
     let kafka = std::env::var("LAB_KAFKA").context("LAB_KAFKA: use `make bench`")?;
     let bus: BusUrl = format!("kafka://{kafka}").parse()?;
     let topics = TopicSettings {
@@ -158,6 +231,7 @@ async fn measure() -> anyhow::Result<()> {
     let times = Arc::new(Mutex::new(Vec::new()));
     let sink = Timed {
         inner: Some(quaymaster::sink::open(&bus, &topics, "bench")?),
+        pick: event_of,
         times: Arc::clone(&times),
     };
     let mut daemon = Daemon::start(&endpoints()?, Box::new(sink)).await?;
@@ -181,7 +255,7 @@ async fn measure() -> anyhow::Result<()> {
         docker(&["unpause", "bench-latency"])?;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    print_times("pause and unpause", &times);
+    print_times("pause and unpause", &times, marks);
     for round in 0..ROUNDS / 5 {
         let name = format!("bench-latency-{round}");
         docker(&[
@@ -198,34 +272,49 @@ async fn measure() -> anyhow::Result<()> {
         docker(&["rm", "-f", &name])?;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    print_times("create, start, stop, delete", &times);
+    print_times("create, start, stop, delete", &times, marks);
     docker(&["rm", "-f", "bench-latency"])?;
     daemon.end().await?;
     Ok(())
 }
 
-fn print_times(name: &str, times: &Mutex<Vec<Times>>) {
+fn print_times(name: &str, times: &Mutex<Vec<Times>>, marks: &Marks) {
     let times = std::mem::take(&mut *times.lock().unwrap_or_else(PoisonError::into_inner));
-    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of some ms")]
-    let of = |pick: fn(&Times) -> u64| {
-        times
-            .iter()
-            .map(|t| pick(t) as f64 / 1e6)
-            .collect::<Vec<_>>()
+    let seen = marks.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let of = |part: &dyn Fn(&Times) -> Option<(u64, u64)>| {
+        let parts = times.iter().filter_map(part);
+        parts.map(|(from, to)| between_ms(from, to)).collect()
     };
+    let observed = |t: &Times| seen.observed_ns.get(&t.picked.event_ns).copied();
+    let committed = |t: &Times| seen.committed_ns.range(t.row..).next().map(|(_, ns)| *ns);
     println!("== latency on Docker and Kafka: {name}");
     crate::print_distribution(
         "event to acknowledgement",
-        of(|t| t.acked_ns.saturating_sub(t.event_ns)),
+        of(&|t| Some((t.picked.event_ns, t.acked_ns))),
     );
     crate::print_distribution(
-        "  event to sink (stream, inspect, decide, commit)",
-        of(|t| t.handed_ns.saturating_sub(t.event_ns)),
+        "  event to observed (the runtime's stream)",
+        of(&|t| Some((t.picked.event_ns, observed(t)?))),
     );
     crate::print_distribution(
-        "  sink to acknowledgement (Kafka)",
-        of(|t| t.acked_ns.saturating_sub(t.handed_ns)),
+        "  observed to committed (inspect, decide, commit)",
+        of(&|t| Some((observed(t)?, committed(t)?))),
     );
+    crate::print_distribution(
+        "  committed to handed over (publisher)",
+        of(&|t| Some((committed(t)?, t.handed_ns))),
+    );
+    crate::print_distribution(
+        "  handed over to acknowledged (Kafka)",
+        of(&|t| Some((t.handed_ns, t.acked_ns))),
+    );
+}
+
+/// From one moment to another, which may be the earlier one.
+pub(crate) fn between_ms(from_ns: u64, to_ns: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "nanoseconds of some ms")]
+    let ms = from_ns.abs_diff(to_ns) as f64 / 1e6;
+    if to_ns < from_ns { -ms } else { ms }
 }
 
 /// Runs the docker client of the lab.

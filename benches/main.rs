@@ -1,12 +1,13 @@
 //! Benchmarks: each compares in one run, and prints figures and ratios. `make bench` runs them all.
 //!
 //! `synthetic`, `enrich`, `recovery` and `processes` need nothing. `fleet` fills a real Kafka with a whole fleet, takes
-//! minutes, and runs only when it is named. `resync`, `latency` and `memory` need real runtimes (and `latency` a real Kafka)
+//! minutes, and runs only when it is named. The others need real runtimes (`latency` and `early` a real Kafka too)
 //! that `benches/run` starts through `tests/lab` and names in the environment.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod daemon;
+mod early;
 mod enrich;
 mod fleet;
 mod latency;
@@ -48,6 +49,9 @@ fn main() -> anyhow::Result<()> {
     }
     if wants("latency") {
         latency::run()?;
+    }
+    if wants("early") {
+        early::run()?;
     }
     if wants("memory") {
         memory::run()?;

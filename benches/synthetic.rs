@@ -170,6 +170,7 @@ fn found(container: &Container, process: Option<ProcessReading>) -> Observation 
 
 pub(crate) fn opening() -> Vec<Observation> {
     let runtime = RuntimeSource {
+        uid: 0,
         runtime: RuntimeType::Docker,
         name: "docker".into(),
         version: "28.5.2".into(),

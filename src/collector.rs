@@ -14,14 +14,15 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::fdstore::FdStore;
 use crate::heartbeat::Heartbeat;
 use crate::local::tenants::Tenant;
 use crate::model::message::Message;
-use crate::model::{ContainerId, SourceId, Topic};
+use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
 use crate::outbox::{self, Batch, Committed, Gap, Outbox, Owed, Stage, StageDone, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{
-    Effect, FdToken, Identity, Observation, Reconciler, Restored, RowKey, Settings, Tracked,
+    Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, OwnKey, Report};
@@ -119,6 +120,8 @@ pub struct Parts {
     pub renderer: Renderer,
     /// Where processes are looked up.
     pub processes: Arc<ProcessTable>,
+    /// Keeps namespace fds over a restart.
+    pub fd_store: FdStore,
     /// Tells the publisher of new messages.
     pub committed: Arc<Notify>,
     /// Takes the status to the publisher.
@@ -136,11 +139,15 @@ pub struct Collector {
     messages: Vec<(u64, Message)>,
     released: Vec<FdToken>,
     requests: Vec<(SourceId, Request)>,
+    /// Inspects for which a sketch will do, in one request for each runtime.
+    sketches: BTreeMap<SourceId, Vec<(ContainerId, ContainerKind)>>,
     lost: Vec<(Option<u64>, oneshot::Sender<()>)>,
     phase: &'static str,
     resync: ResyncStatus,
     next_status_ms: u64,
     status_due: bool,
+    /// The clock's tick was among what came since the last commit.
+    has_ticked: bool,
     failed_commits: u64,
     failures_in_a_row: u32,
     /// Keys that were read back, until what follows from them is committed.
@@ -154,6 +161,7 @@ struct Tools {
     settings: Settings,
     renderer: Renderer,
     processes: Arc<ProcessTable>,
+    fd_store: FdStore,
     committed: Arc<Notify>,
     status: mpsc::Sender<Outgoing>,
     snapshot: watch::Sender<Snapshot>,
@@ -175,6 +183,7 @@ impl Collector {
                 settings: parts.settings,
                 renderer: parts.renderer,
                 processes: parts.processes,
+                fd_store: parts.fd_store,
                 committed: parts.committed,
                 status: parts.status,
                 snapshot: parts.snapshot,
@@ -184,11 +193,13 @@ impl Collector {
             messages: Vec::new(),
             released: Vec::new(),
             requests: Vec::new(),
+            sketches: BTreeMap::new(),
             lost: Vec::new(),
             phase: "starting",
             resync: ResyncStatus::default(),
             next_status_ms: 0,
             status_due: true,
+            has_ticked: false,
             failed_commits: 0,
             failures_in_a_row: 0,
             read_back: None,
@@ -228,6 +239,7 @@ impl Collector {
         match input {
             Input::Observed(observation) => {
                 self.note(&observation);
+                self.has_ticked |= matches!(observation, Observation::Tick);
                 self.observe(observation);
             }
             Input::Reported(reports) => self.reported(reports),
@@ -292,9 +304,18 @@ impl Collector {
                         self.batch.rows.insert(key);
                     }
                     Effect::List { source } => self.requests.push((source, Request::List)),
-                    Effect::Inspect { source, id, kind } => {
-                        self.requests.push((source, Request::Inspect { id, kind }));
-                    }
+                    Effect::Inspect {
+                        source,
+                        id,
+                        kind,
+                        may_sketch: true,
+                    } => self.sketches.entry(source).or_default().push((id, kind)),
+                    Effect::Inspect {
+                        source,
+                        id,
+                        kind,
+                        may_sketch: false,
+                    } => self.requests.push((source, Request::Inspect { id, kind })),
                     Effect::ReadProcess { id, pid } => {
                         let pinned = self.reconciler.pinned_ticks(&id, pid);
                         if pinned.is_some() && pinned == self.parts.processes.start_ticks(pid) {
@@ -345,6 +366,7 @@ impl Collector {
         self.bury_what_no_longer_holds();
         let mut batch = std::mem::take(&mut self.batch);
         let messages = outbox::coalesce(std::mem::take(&mut self.messages));
+        let last_row = messages.last().map(|(row, _)| *row);
         batch
             .messages
             .extend(messages.into_iter().map(|(row, message)| {
@@ -354,8 +376,15 @@ impl Collector {
         let has_messages = !batch.messages.is_empty();
         // What the bus has it says once: that outlives a commit that fails.
         let reports = batch.reports.clone();
-        // Where nothing came but the clock's tick, what a crash would send twice is a second's worth.
-        let is_due = !batch.is_empty() || self.parts.outbox.has_unsynced_acks();
+        let saved = if self.parts.fd_store.is_there() {
+            batch.rows.clone()
+        } else {
+            BTreeSet::new()
+        };
+        // Where nothing came but the clock's tick, what a crash would send twice is a second's worth. An event that has
+        // nothing to commit yet is not to wait for the disk: its inspect is asked for now.
+        let has_ticked = std::mem::take(&mut self.has_ticked);
+        let is_due = !batch.is_empty() || (has_ticked && self.parts.outbox.has_unsynced_acks());
         let gap = gap_renderer(&self.parts.renderer, now);
         let result = if is_due {
             let outbox = &mut self.parts.outbox;
@@ -373,9 +402,11 @@ impl Collector {
                     );
                 }
                 if has_messages {
+                    tracing::trace!(last_row, "committed");
                     self.parts.committed.notify_one();
                 }
                 self.failures_in_a_row = 0;
+                self.keep_fds(&saved);
                 if self.read_back.take().is_some() {
                     self.parts.outbox.read_back_is_done();
                 }
@@ -438,14 +469,37 @@ impl Collector {
     }
 
     fn act(&mut self) {
-        for (source, request) in self.requests.drain(..) {
+        let sketches = std::mem::take(&mut self.sketches);
+        let sketches = sketches
+            .into_iter()
+            .map(|(source, wanted)| (source, Request::Sketch { wanted }));
+        for (source, request) in self.requests.drain(..).chain(sketches) {
             if let Some(watched) = self.watched.get(&source) {
                 // A watch that has ended takes no requests; SourceDown or the end of all is on its way.
                 let _ = watched.requests.send(request);
             }
         }
+        self.release();
+    }
+
+    /// Closes the fds that nobody needs.
+    fn release(&mut self) {
         for fd in self.released.drain(..) {
+            self.parts.fd_store.release(fd);
             self.parts.processes.fds().release(fd);
+        }
+    }
+
+    /// Gives the fds of mappings that were saved to whoever keeps them over a restart.
+    fn keep_fds(&mut self, saved: &BTreeSet<RowKey>) {
+        for key in saved {
+            if let Some(Row::Namespace(row)) = self.reconciler.row(key)
+                && let Some(fd) = row.fd()
+            {
+                let (inode, generation) = (row.mapping().pns_inode, row.mapping().generation);
+                let processes = &self.parts.processes;
+                self.parts.fd_store.keep(inode, generation, fd, processes);
+            }
         }
     }
 
@@ -457,6 +511,7 @@ impl Collector {
             "the state cannot be written; what was seen since counts as not seen, and everything is listed again"
         );
         self.requests.clear();
+        self.sketches.clear();
         self.messages.clear();
         let wait = COMMIT_RETRY.0 * 2_u32.saturating_pow(self.failures_in_a_row);
         self.failures_in_a_row += 1;
@@ -480,9 +535,7 @@ impl Collector {
         // What waits in the queue brings fds of its own, which must stay.
         let held = self.reconciler.namespaces().filter_map(|row| row.fd());
         self.released.extend(held);
-        for fd in self.released.drain(..) {
-            self.parts.processes.fds().release(fd);
-        }
+        self.release();
         self.reconciler = Reconciler::new(
             self.parts.identity.clone(),
             self.parts.settings.clone(),

@@ -21,6 +21,7 @@ use crate::model::Topic;
 use crate::runtime::Endpoint;
 use crate::sink::{Bus, BusUrl, ManageTopics, TopicSettings};
 use crate::telemetry::LogFormat;
+use crate::wire::encoding::Encoding;
 
 /// The shortest and the longest time between two resyncs, or two snapshots.
 const INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3_600));
@@ -70,6 +71,9 @@ pub struct Overrides {
     /// Who makes topics, streams and buckets: create, verify or off
     #[arg(long, value_name = "HOW", env = "QUAYMASTER_TOPICS_MANAGE")]
     pub topics_manage: Option<String>,
+    /// How values are written on Kafka and NATS: json or protobuf
+    #[arg(long, value_name = "FORM", env = "QUAYMASTER_TOPICS_ENCODING")]
+    pub topics_encoding: Option<String>,
     /// Whether a new state reads this host's keys back from the bus: true or false
     #[arg(long, value_name = "true|false", env = "QUAYMASTER_TOPICS_READ_BACK")]
     pub topics_read_back: Option<bool>,
@@ -279,6 +283,10 @@ impl Config {
             .collect::<Result<Vec<_>, _>>()?;
         let read_back = flags.topics_read_back.or(raw.topics.read_back);
         let mut topics = topics(flags, raw.topics)?;
+        if matches!(bus, Bus::Stdout) && topics.encoding != Encoding::Json {
+            let message = "stdout has lines of JSON: set `bus` to a kafka:// or nats:// address";
+            return Err(value("topics.encoding", message));
+        }
         if processes_interval.is_some() {
             topics.used.push(Topic::Processes);
         }
@@ -377,6 +385,12 @@ fn topics(flags: &Overrides, raw: RawTopics) -> Result<TopicSettings, ConfigErro
                 let message = format!("`{other}` is none of `create`, `verify`, `off`");
                 return Err(value("topics.manage", message));
             }
+        },
+        encoding: match flags.topics_encoding.clone().or(raw.encoding) {
+            None => defaults.encoding,
+            Some(text) => text
+                .parse()
+                .map_err(|error: String| value("topics.encoding", error))?,
         },
         used: defaults.used,
     };
@@ -566,6 +580,8 @@ mod tests {
             ("outbox.max_bytes = \"many\"", "outbox.max_bytes"),
             ("outbox.max_bytes = \"1KiB\"", "1MiB"),
             ("topics.manage = \"maybe\"", "topics.manage"),
+            ("topics.encoding = \"xml\"", "topics.encoding"),
+            ("topics.encoding = \"protobuf\"", "topics.encoding"),
             ("log.format = \"xml\"", "log.format"),
             ("busses = \"stdout:\"", "\"busses\""),
             ("http.listen = \"localhost\"", "http.listen"),

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod collector;
 pub mod config;
 pub mod enrich;
+pub mod fdstore;
 #[cfg(test)]
 mod fuzzing;
 pub mod heartbeat;

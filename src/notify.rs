@@ -1,13 +1,23 @@
-//! Tells systemd that the service is ready, alive, or about to stop (`sd_notify(3)`): datagrams to the socket
-//! that `NOTIFY_SOCKET` names. Without one, nothing is done.
+//! Tells systemd that the service is ready, alive, or about to stop (`sd_notify(3)`), and gives it fds to keep: datagrams
+//! to the socket that `NOTIFY_SOCKET` names. Without one, nothing is done.
 //!
 //! Best effort: a service manager that does not listen is no reason to stop.
 
 use std::ffi::OsStr;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix};
+
+/// The first fd that a service manager hands over (`SD_LISTEN_FDS_START`, sd_listen_fds(3)).
+const LISTEN_FDS_START: i32 = 3;
+/// Most fds that are taken over.
+const LISTEN_FDS_MAX: i32 = 65_536;
 
 /// The way to the service manager.
 #[derive(Debug, Default)]
@@ -66,12 +76,84 @@ impl Notifier {
         self.tell("STOPPING=1");
     }
 
+    /// Whether there is a service manager.
+    pub fn is_there(&self) -> bool {
+        self.manager.is_some()
+    }
+
+    /// Gives the service manager an fd to keep for the next process of the service; `false` where that failed. One
+    /// that keeps none ignores it.
+    pub fn store_fd(&self, name: &str, fd: BorrowedFd<'_>) -> bool {
+        let Some((ours, manager)) = &self.manager else {
+            return false;
+        };
+        let Some(manager) = datagram_address(manager) else {
+            return false;
+        };
+        let state = format!("FDSTORE=1\nFDNAME={name}");
+        let fds = [fd];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let state = [IoSlice::new(state.as_bytes())];
+        let flags = SendFlags::NOSIGNAL;
+        match rustix::net::sendmsg_addr(ours, &manager, &state, &mut control, flags) {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::debug!(%error, name, "the service manager cannot be given an fd");
+                false
+            }
+        }
+    }
+
+    /// The service manager need keep the fd of this name no longer.
+    pub fn remove_fd(&self, name: &str) {
+        self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={name}"));
+    }
+
     fn tell(&self, state: &str) {
         if let Some((ours, manager)) = &self.manager
             && let Err(error) = ours.send_to_addr(state.as_bytes(), manager)
         {
             tracing::debug!(%error, state, "the service manager cannot be told");
         }
+    }
+}
+
+/// Takes over the fds that the service manager hands to this process (sd_listen_fds(3)), with their names. To be called
+/// once; the fds are closed in programs that are started later.
+pub fn take_handed_fds() -> Vec<(String, OwnedFd)> {
+    let number = |name| std::env::var(name).ok()?.parse::<i32>().ok();
+    let is_ours = number("LISTEN_PID")
+        .and_then(|pid| u32::try_from(pid).ok())
+        .is_some_and(|pid| pid == std::process::id());
+    let count = number("LISTEN_FDS").filter(|_| is_ours).unwrap_or(0);
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
+    (LISTEN_FDS_START..)
+        .take(usize::try_from(count.clamp(0, LISTEN_FDS_MAX)).unwrap_or(0))
+        .filter_map(|raw| {
+            let name = names.next().unwrap_or_default().to_owned();
+            Some((name, take_fd(raw)?))
+        })
+        .collect()
+}
+
+/// Owns an fd of this number; `None` where none is open.
+#[expect(unsafe_code, reason = "the manager names its fds by number only")]
+fn take_fd(raw: i32) -> Option<OwnedFd> {
+    // SAFETY: it is borrowed only to ask whether it is open, which the call answers for any number.
+    let open = unsafe { BorrowedFd::borrow_raw(raw) };
+    rustix::io::fcntl_setfd(open, rustix::io::FdFlags::CLOEXEC).ok()?;
+    // SAFETY: the number is open, the manager opened it for this process alone, and it is taken over once.
+    Some(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+fn datagram_address(manager: &SocketAddr) -> Option<SocketAddrUnix> {
+    match (manager.as_pathname(), manager.as_abstract_name()) {
+        (Some(path), _) => SocketAddrUnix::new(path).ok(),
+        (None, Some(name)) => SocketAddrUnix::new_abstract_name(name).ok(),
+        (None, None) => None,
     }
 }
 

@@ -35,11 +35,21 @@ pub struct NamespaceFds {
 
 impl NamespaceFds {
     /// Takes an fd over.
-    fn hold(&self, fd: OwnedFd) -> FdToken {
+    pub(crate) fn hold(&self, fd: OwnedFd) -> FdToken {
         let token = FdToken(self.next.fetch_add(1, Ordering::Relaxed) + 1);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.insert(token, fd);
         token
+    }
+
+    /// Looks at an fd that is held; `None` where it is not.
+    pub(crate) fn with<T>(
+        &self,
+        token: FdToken,
+        look: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> T,
+    ) -> Option<T> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(&token).map(|fd| look(fd.as_fd()))
     }
 
     /// Closes an fd.
@@ -128,6 +138,47 @@ impl ProcessTable {
             Err(Errno::ACCESS | Errno::PERM) => ProcessReading::Denied,
             Err(_) => ProcessReading::Dead,
         }
+    }
+
+    /// The same of a process that a runtime of this user names. Unless that is root or ourselves, the process's user
+    /// namespace must have been made by that user, else it counts as one that may not be read: such a runtime could
+    /// name any process as its container's.
+    pub fn read_of_user(&self, pid: u32, uid: u32) -> ProcessReading {
+        let reading = self.read(pid);
+        let is_trusted = uid == 0 || uid == rustix::process::geteuid().as_raw();
+        match reading {
+            ProcessReading::Alive(process) if !is_trusted => {
+                let owner = self.user_namespace_owner(pid);
+                // What was looked at is still the process that was read.
+                let is_same = self.start_ticks(pid) == Some(process.start_ticks);
+                if owner == Some(uid) && is_same {
+                    return ProcessReading::Alive(process);
+                }
+                if let Some(fd) = process.fd {
+                    self.fds.release(fd);
+                }
+                ProcessReading::Denied
+            }
+            ProcessReading::Alive(_) | ProcessReading::Dead | ProcessReading::Denied => reading,
+        }
+    }
+
+    /// The user that made a process's user namespace (`NS_GET_OWNER_UID`, ioctl_nsfs(2)).
+    #[expect(
+        unsafe_code,
+        reason = "an ioctl has no safe form; this one writes one u32"
+    )]
+    fn user_namespace_owner(&self, pid: u32) -> Option<u32> {
+        const NS_GET_OWNER_UID: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0xb7, 4);
+        let path = self.root.join(format!("{pid}/ns/user"));
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let namespace = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        // SAFETY: NS_GET_OWNER_UID is _IO(0xb7, 4): the kernel writes one uid_t and reads nothing.
+        let uid: u32 = unsafe {
+            let get = rustix::ioctl::Getter::<NS_GET_OWNER_UID, u32>::new();
+            rustix::ioctl::ioctl(namespace, get).ok()?
+        };
+        Some(uid)
     }
 
     /// The PID namespace's number of a process; `None` where it is gone or may not be read.
@@ -290,6 +341,27 @@ mod tests {
         assert_eq!(cgroup_path("0::/docker/abc\n"), "/docker/abc");
         assert_eq!(cgroup_path("12:pids:/docker/abc\n0::/\n"), "/docker/abc");
         assert_eq!(cgroup_path(""), "");
+    }
+
+    #[test]
+    fn a_process_of_another_user_than_the_runtime_s_is_not_read() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let table = ProcessTable::open(Path::new("/proc")).expect("a process table is mounted");
+        let ours = std::process::id();
+        assert!(matches!(
+            table.read_of_user(ours, 0),
+            ProcessReading::Alive(_)
+        ));
+        assert_eq!(table.read_of_user(ours, 65_533), ProcessReading::Denied);
+        assert_eq!(
+            table.fds().count(),
+            1,
+            "the fd of what was refused is let go"
+        );
+        let owner = table.user_namespace_owner(ours);
+        assert_eq!(owner, Some(0), "the host's is root's");
     }
 
     #[test]

@@ -49,6 +49,7 @@ impl Host {
             epoch: uuid(number, 3).into(),
         };
         let source = RuntimeSource {
+            uid: 0,
             runtime: RuntimeType::Cri,
             name: "containerd".into(),
             version: "2.1.4".into(),

@@ -78,6 +78,7 @@ pub(super) async fn gather(endpoints: &[Endpoint], options: &Options) -> Gathere
             Ok(client) => {
                 let info = client.info();
                 if sockets.insert((info.endpoint.runtime, info.socket)) {
+                    options.claims.add(info.endpoint.runtime);
                     clients.push(client);
                 }
             }

@@ -5,6 +5,7 @@
 //! sent for as long as the grace allows; the rest waits on disk for the next start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +18,16 @@ use tokio_util::sync::CancellationToken;
 use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Failure};
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
 use crate::config::{Config, Overrides, keys};
+use crate::fdstore::FdStore;
 use crate::local::periodic::{Figures, Periodic};
 use crate::model::{RuntimeType, SourceId};
-use crate::notify::Notifier;
+use crate::notify::{self, Notifier};
 use crate::outbox::{self, Outbox, OutboxError};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{Identity, Observation, Settings};
 use crate::runtime::discover::{Host as DiscoverHost, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
-use crate::runtime::{Endpoint, RuntimeError, containerd};
+use crate::runtime::{Endpoint, Options, RuntimeError, containerd};
 use crate::sink::publisher::Publisher;
 use crate::sink::read_back::read_back;
 use crate::sink::twin::{self, Own};
@@ -108,13 +110,15 @@ pub async fn run(ready: Ready) -> Result<(), Failure> {
         config,
         listener,
     } = ready;
+    // What the service manager kept for us.
+    let handed = notify::take_handed_fds();
     // First of all: a process that does not expect SIGUSR1 or SIGHUP is ended by it.
     let asked = Asked {
         resync: on_signal(SignalKind::user_defined1())?,
         reload: on_signal(SignalKind::hangup())?,
     };
     let listener = listener.map(listening).transpose()?;
-    let mut daemon = Daemon::start(&config)?;
+    let mut daemon = Daemon::start(&config, handed)?;
     let http_stop = CancellationToken::new();
     let http = listener.map(|listener| {
         let serving = http::serve(listener, daemon.view.clone(), http_stop.clone());
@@ -146,13 +150,13 @@ struct Daemon {
     snapshot: watch::Receiver<Snapshot>,
     health: watch::Receiver<SinkHealth>,
     view: http::View,
-    notifier: Notifier,
+    notifier: Arc<Notifier>,
     /// Sends the processes, where that is asked for.
     periodic: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Daemon {
-    fn start(config: &Config) -> Result<Self, Failure> {
+    fn start(config: &Config, handed: Vec<(String, OwnedFd)>) -> Result<Self, Failure> {
         let processes = ProcessTable::open(&config.procfs).map_err(|error| {
             let path = config.procfs.display();
             Failure::new(
@@ -170,7 +174,15 @@ impl Daemon {
                 .map_err(|error| Failure::new(EXIT_CONFIG, telemetry::chain(&error)))
         };
         let (sink, keys_reader, status_reader) = (open()?, open()?, open()?);
-        let (parts, channels) = parts(config, &host_id, &processes)?;
+        let notifier = Arc::new(Notifier::of_environment());
+        let (mut parts, channels) = parts(config, &host_id, &processes)?;
+        parts.fd_store = FdStore::take_back(
+            Arc::clone(&notifier),
+            handed,
+            &mut parts.restored,
+            &parts.identity.boot_id,
+            &processes,
+        );
         let reader = parts.outbox.reader();
         let owes_read_back = parts.outbox.owes_read_back();
         let lost = Arc::new(Notify::new());
@@ -201,6 +213,7 @@ impl Daemon {
         let publisher = spawn_publisher(publisher, sink);
         let context = WatchContext {
             observations: ObservationSender::new(running.inputs.clone()),
+            options: Options::default(),
             processes,
             stop: CancellationToken::new(),
         };
@@ -260,7 +273,7 @@ impl Daemon {
             snapshot: channels.snapshot,
             health,
             view,
-            notifier: Notifier::of_environment(),
+            notifier,
             periodic,
         })
     }
@@ -356,6 +369,7 @@ impl Daemon {
         if self.watched.contains_key(&source) {
             return;
         }
+        self.context.options.claims.add(endpoint.runtime);
         let (watched, task) = watch_endpoint(endpoint.clone(), self.context.clone());
         self.watched.insert(source.clone(), endpoint.clone());
         if let Some(collector) = &self.collector {
@@ -369,11 +383,12 @@ impl Daemon {
         self.watch_hints(&endpoint, found);
     }
 
-    /// Reads containerd's own events at a CRI endpoint's socket; beside a Docker that was found, at the sockets
+    /// Reads containerd's own events at the socket of a CRI or containerd endpoint; beside a Docker that was found, at the sockets
     /// where its containerd may be.
     fn watch_hints(&mut self, endpoint: &Endpoint, found: bool) {
         let (sockets, cri) = match endpoint.runtime {
             RuntimeType::Cri => (vec![endpoint.path.clone()], Some(endpoint.source_id())),
+            RuntimeType::Containerd => (vec![endpoint.path.clone()], None),
             RuntimeType::Docker if found => {
                 let sockets = containerd::DOCKER_SOCKETS.map(PathBuf::from);
                 (
@@ -381,7 +396,7 @@ impl Daemon {
                     None,
                 )
             }
-            RuntimeType::Docker | RuntimeType::Containerd => (Vec::new(), None),
+            RuntimeType::Docker => (Vec::new(), None),
         };
         for socket in sockets {
             let name = socket.canonicalize().unwrap_or_else(|_| socket.clone());
@@ -604,6 +619,7 @@ fn parts(
             refresh,
         ),
         processes: Arc::clone(processes),
+        fd_store: FdStore::default(),
         committed: Arc::clone(&committed),
         status: status_tx,
         snapshot: snapshot_tx,

@@ -1,4 +1,4 @@
-//! `quaymaster schema`: prints the schemas of what is published, as they are in `schemas/`.
+//! `quaymaster schema`: prints the schemas of what is published, as they are in `schemas/` and `proto/`.
 
 use std::io::Write;
 
@@ -23,6 +23,8 @@ pub enum Schema {
     Port,
     /// The topics, their keys and headers, AsyncAPI 3
     Asyncapi,
+    /// All values as protobuf messages, proto3
+    Protobuf,
 }
 
 impl Schema {
@@ -36,6 +38,7 @@ impl Schema {
             Self::Process => include_str!("../../schemas/process.schema.json"),
             Self::Port => include_str!("../../schemas/port.schema.json"),
             Self::Asyncapi => include_str!("../../schemas/asyncapi.yaml"),
+            Self::Protobuf => include_str!("../../proto/quaymaster.proto"),
         }
     }
 }

@@ -443,8 +443,7 @@ fn flatten(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::enrich::EnrichOverrides;
-    use crate::config::{Config, Overrides, parse};
+    use crate::config::{Config, EnrichOverrides, Overrides, parse};
 
     fn load(text: &str, secrets: &Secrets) -> Result<Config, String> {
         let (raw, _) = parse(text).map_err(|wrong| format!("{wrong:?}"))?;

@@ -255,6 +255,13 @@ pub const KEYS: &[Key] = &[
         },
     },
     Key {
+        name: "topics.encoding",
+        flag: Some("topics_encoding"),
+        about: "How values are written on Kafka and NATS: json, or protobuf (the messages of `quaymaster schema protobuf`).",
+        sample: "",
+        value: |config| text(config.topics.encoding.as_str()),
+    },
+    Key {
         name: "topics.read_back",
         flag: Some("topics_read_back"),
         about: "Whether a new state reads this host's keys back from the bus and tombstones those that no longer hold.",

@@ -38,6 +38,7 @@ pub(super) struct RawTopics {
     pub(super) partitions: Option<i32>,
     pub(super) replication: Option<i32>,
     pub(super) manage: Option<String>,
+    pub(super) encoding: Option<String>,
     pub(super) read_back: Option<bool>,
 }
 

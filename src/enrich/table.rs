@@ -14,6 +14,8 @@ use serde::Deserialize;
 
 use super::clock::EventTime;
 use super::interner::{Interner, TextId};
+use crate::model::Topic;
+use crate::wire::encoding;
 
 /// Earlier namespaces of one number that are remembered. There is one at most while collectors hold their namespaces open;
 /// more come only from collectors that were killed.
@@ -271,7 +273,10 @@ impl Table {
             self.remove(key);
             return Applied::Removed;
         };
-        let Ok(message) = serde_json::from_slice::<MappingMessage<'_>>(value) else {
+        let Ok(json) = encoding::to_json(Topic::Pns, value) else {
+            return Applied::Foreign;
+        };
+        let Ok(message) = serde_json::from_slice::<MappingMessage<'_>>(&json) else {
             return Applied::Foreign;
         };
         if message.host_id != key.host || message.pns_inode != key.pns_inode {

@@ -86,6 +86,9 @@ pub struct RuntimeSource {
     pub version: Arc<str>,
     /// The URI of its socket.
     pub endpoint: Arc<str>,
+    /// The user that serves the socket; 0 of one that has not answered yet.
+    #[serde(skip)]
+    pub uid: u32,
 }
 
 /// One change of one host's containers.

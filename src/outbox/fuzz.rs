@@ -46,6 +46,7 @@ fn reconciler() -> Reconciler {
         Observation::SourceUp {
             source: source.clone(),
             runtime: RuntimeSource {
+                uid: 0,
                 runtime: RuntimeType::Docker,
                 name: "docker".into(),
                 version: "28".into(),

@@ -79,6 +79,8 @@ pub(super) struct Life {
     /// The last moment at which its process is known to have lived, in an earlier life of the collector; 0
     /// once it was seen in this one.
     pub(super) last_alive_ms: u64,
+    /// When it was first seen in this life of the collector that its process is there no more; 0 while it is.
+    pub(super) seen_dead_ms: u64,
     /// The most that events said of it.
     pub(super) event_facts: Option<Arc<Container>>,
     pub(super) pending: Vec<RuntimeEvent>,
@@ -99,6 +101,24 @@ pub(super) struct Life {
     pub(super) is_forced: bool,
     /// The event of its creation was seen, and nothing of the stream was lost since.
     pub(super) is_watched: bool,
+}
+
+impl Life {
+    /// The process is there no more, or its container: that counts from the first time that it was seen.
+    pub(super) fn note_dead(&mut self, now_ms: u64) {
+        if self.seen_dead_ms == 0 {
+            self.seen_dead_ms = now_ms;
+        }
+    }
+
+    /// The moment that is known best of the end of a run that nobody told.
+    pub(super) fn end_ms(&self, now_ms: u64) -> u64 {
+        match (self.last_alive_ms, self.seen_dead_ms) {
+            (0, 0) => now_ms,
+            (0, seen_dead_ms) => seen_dead_ms,
+            (last_alive_ms, _) => last_alive_ms,
+        }
+    }
 }
 
 impl Tracked {

@@ -95,6 +95,14 @@ pub enum InspectOutcome {
         /// As the process table says; `None` where the runtime names no pid.
         process: Option<ProcessReading>,
     },
+    /// What can be known of a container that runs without asking about it alone: its list row, and its process.
+    /// When it started and such is not in it; the whole is asked for next.
+    Sketched {
+        /// As the list says.
+        container: Box<Container>,
+        /// As the process table says.
+        process: ProcessReading,
+    },
     /// The runtime does not know it.
     Gone,
     /// The runtime did not answer.
@@ -248,6 +256,8 @@ pub enum Effect {
         id: ContainerId,
         /// What it is.
         kind: ContainerKind,
+        /// Whether [`InspectOutcome::Sketched`] will do for now.
+        may_sketch: bool,
     },
     /// Look at a process, and answer with [`Observation::Process`].
     ReadProcess {
@@ -288,6 +298,25 @@ pub struct Restored {
     pub generation: u64,
     /// Whether the epoch's opening has been told to its end.
     pub opened: bool,
+}
+
+impl Restored {
+    /// Whether this very mapping is of this boot, has no fd, and would hold one.
+    pub fn lacks_fd(&self, inode: u64, generation: u64, boot_id: &str) -> bool {
+        self.namespaces.get(&inode).is_some_and(|row| {
+            row.fd.is_none()
+                && row.mapping.generation == generation
+                && &*row.mapping.boot_id == boot_id
+        })
+    }
+
+    /// Gives a mapping the fd that was held for it over the restart.
+    pub fn give_fd(&mut self, inode: u64, generation: u64, fd: FdToken) {
+        let row = self.namespaces.get_mut(&inode);
+        if let Some(row) = row.filter(|row| row.mapping.generation == generation) {
+            row.fd = Some(fd);
+        }
+    }
 }
 
 /// Figures for the status and for metrics.

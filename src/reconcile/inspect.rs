@@ -7,10 +7,14 @@
 //! - a container that an inspect no longer finds waits for the event of its deletion;
 //! - a run that an inspect shows and no event has told waits for its events where a stream will bring them:
 //!   else the runs between would never be told.
+//!
+//! While an epoch opens, a container that runs may be told by a sketch (its list row and its process), so that all
+//! mappings are there before the runtime has answered hundreds of inspects; what the sketch lacks follows as one
+//! `update` when its inspect is answered, before the opening ends.
 
 use super::container::Tracked;
 use super::story::Round;
-use super::{Effect, InspectOutcome, ProcessReading, Reconciler, RowKey};
+use super::{Effect, InspectOutcome, Opening, ProcessReading, Reconciler, RowKey};
 use crate::model::message::Origin;
 use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, RuntimeType, SourceId};
 
@@ -105,7 +109,8 @@ impl Reconciler {
         !is_reused
     }
 
-    /// Whether a runtime is the one that says what a container is. One that is away gives way.
+    /// Whether a runtime is the one that says what a container is. One that is away gives way to another of the same
+    /// user: what a user's own runtime says is never taken for what root's said.
     pub(super) fn is_owner(&mut self, source: &SourceId, id: &ContainerId) -> bool {
         let Some(tracked) = self.containers.get_mut(id) else {
             return false;
@@ -113,11 +118,10 @@ impl Reconciler {
         if tracked.owner == *source {
             return true;
         }
-        let is_owner_up = self
-            .sources
-            .get(&tracked.owner)
-            .is_some_and(|owner| owner.up);
-        if is_owner_up {
+        let owner = self.sources.get(&tracked.owner);
+        let uid = self.sources.get(source).map(|source| source.runtime.uid);
+        let is_kept = owner.is_some_and(|owner| owner.up || Some(owner.runtime.uid) != uid);
+        if is_kept {
             return false;
         }
         tracked.owner = source.clone();
@@ -127,6 +131,28 @@ impl Reconciler {
 
     /// Asks for an inspect; while one is under way, for another one after it.
     pub(super) fn ask(&mut self, id: &ContainerId) {
+        let may_sketch = self.may_sketch(id);
+        self.ask_for(id, may_sketch);
+    }
+
+    /// Whether a sketch of a container may be told: one that is found while an epoch opens, of which no event has
+    /// told anything.
+    fn may_sketch(&self, id: &ContainerId) -> bool {
+        let Some(tracked) = self.containers.get(id) else {
+            return false;
+        };
+        let life = &tracked.life;
+        self.opening != Opening::Done
+            && !tracked.is_told()
+            && life.pending.is_empty()
+            && life.deleted_at_ns.is_none()
+            && self
+                .sources
+                .get(&tracked.owner)
+                .is_some_and(super::Source::runs_once)
+    }
+
+    fn ask_for(&mut self, id: &ContainerId, may_sketch: bool) {
         let Some(tracked) = self.containers.get_mut(id) else {
             return;
         };
@@ -146,6 +172,7 @@ impl Reconciler {
                 source: tracked.owner.clone(),
                 id: id.clone(),
                 kind: tracked.kind,
+                may_sketch,
             });
         }
     }
@@ -177,8 +204,36 @@ impl Reconciler {
             InspectOutcome::Found { container, process } => {
                 self.found(id, covered, container, process);
             }
+            InspectOutcome::Sketched { container, process } => {
+                self.sketched(id, covered, container, process);
+            }
             InspectOutcome::Gone => self.gone(id),
             InspectOutcome::Failed => self.inspect_failed(id),
+        }
+    }
+
+    /// Tells what a sketch shows, and asks for the whole. The list row counts as answered only with that.
+    fn sketched(
+        &mut self,
+        id: &ContainerId,
+        covered: usize,
+        container: Box<Container>,
+        process: ProcessReading,
+    ) {
+        let asked = self
+            .containers
+            .get_mut(id)
+            .and_then(|tracked| tracked.life.asked_fingerprint.take());
+        if self.may_sketch(id) {
+            self.found(id, covered, container, Some(process));
+        } else {
+            self.release_reading(&process);
+        }
+        if let Some(tracked) = self.containers.get_mut(id) {
+            tracked.life.asked_fingerprint = asked;
+            if tracked.life.inspecting.is_none() {
+                self.ask_for(id, false);
+            }
         }
     }
 
@@ -287,6 +342,7 @@ impl Reconciler {
             && !tracked.life.is_gone
         {
             tracked.life.is_gone = true;
+            tracked.life.note_dead(self.now_ms);
             let until_ms = self.uptime_ms + EVENT_GRACE_MS;
             self.waiting.insert(id.clone(), until_ms);
         }
@@ -398,12 +454,17 @@ impl Reconciler {
     }
 
     fn release_outcome(&mut self, outcome: InspectOutcome) {
-        if let InspectOutcome::Found {
-            process: Some(reading),
-            ..
-        } = outcome
-        {
-            self.release_reading(&reading);
+        match outcome {
+            InspectOutcome::Found {
+                process: Some(reading),
+                ..
+            }
+            | InspectOutcome::Sketched {
+                process: reading, ..
+            } => self.release_reading(&reading),
+            InspectOutcome::Found { process: None, .. }
+            | InspectOutcome::Gone
+            | InspectOutcome::Failed => {}
         }
     }
 }

@@ -56,8 +56,9 @@ const DELETED_REMEMBERED_MS: u64 = 10 * 60 * 1_000;
 const DELETED_REMEMBERED_MAX: usize = 65_536;
 /// How long the opening of an epoch waits for the first lists.
 const OPENING_MS_MAX: u64 = 30_000;
-/// How often the processes of a runtime that is away are looked at.
-const AWAY_CHECK_MS: u64 = 10_000;
+/// How often the processes of a runtime that is away are looked at. That is how late the end of one is seen, and those
+/// who join by time allow for 2 s.
+const AWAY_CHECK_MS: u64 = 2_000;
 /// The most that counts as passed between two observations: more is a clock that was set.
 const STEP_MS_MAX: u64 = 60_000;
 

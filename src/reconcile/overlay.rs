@@ -57,6 +57,7 @@ impl Reconciler {
                     source: source.clone(),
                     id: row.id.clone(),
                     kind: row.kind,
+                    may_sketch: false,
                 });
             }
         }
@@ -88,6 +89,7 @@ impl Reconciler {
                 source,
                 id: id.clone(),
                 kind,
+                may_sketch: false,
             });
         }
     }
@@ -100,6 +102,7 @@ impl Reconciler {
     ) {
         let (container, process) = match outcome {
             InspectOutcome::Found { container, process } => (container, process),
+            InspectOutcome::Sketched { container, process } => (container, Some(process)),
             InspectOutcome::Gone | InspectOutcome::Failed => return,
         };
         if let Some(reading) = process {

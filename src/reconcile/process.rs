@@ -42,6 +42,7 @@ impl Reconciler {
             return;
         };
         tracked.life.last_alive_ms = 0;
+        tracked.life.seen_dead_ms = 0;
         match tracked.best_known() {
             Some(known) => self.join_namespace(&known, process),
             None => self.release_fd(process.fd),
@@ -49,10 +50,12 @@ impl Reconciler {
     }
 
     fn process_gone(&mut self, id: &ContainerId, run: &Run) {
+        let now_ms = self.now_ms;
         let Some(tracked) = self.containers.get_mut(id) else {
             return;
         };
         tracked.life.is_stale = true;
+        tracked.life.note_dead(now_ms);
         let is_up = self
             .sources
             .get(&tracked.owner)

@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Container, ContainerKind, EventKind, RuntimeEvent, State};
+use crate::model::{Container, ContainerKind, EventKind, RuntimeEvent, RuntimeType, State};
 
 /// The newest run that was told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,8 +182,12 @@ fn one_run(line: &mut Line, said: &Said<'_>) {
         let Some(at_ns) = at_ns.filter(|_| !never_ran) else {
             return;
         };
+        // A sandbox runs from its creation on; a container of which no start is known began some time after it.
+        let is_sketch = said.inspect.is_some_and(|container| {
+            container.kind == ContainerKind::Container && container.started_at_ns.is_none()
+        });
         line.runs.push(RunStory {
-            is_exact: exact.is_some(),
+            is_exact: exact.is_some() && !is_sketch,
             ..RunStory::new(at_ns)
         });
     }
@@ -241,7 +245,10 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
         take_event(line, known, event, !is_same);
     }
     if let Some(container) = inspect {
-        let never_ran = container.started_at_ns.is_none() && is_ended(container);
+        // containerd does not say of a task when it started.
+        let never_ran = container.started_at_ns.is_none()
+            && container.runtime != RuntimeType::Containerd
+            && is_ended(container);
         if never_ran {
             line.runs.retain(|run| run.is_told);
         }
@@ -295,7 +302,7 @@ fn speaks_of(
         Some(started_at_ns) => {
             started_at_ns <= newest.started_at_ns && !is_other_process && !is_over
         }
-        None => !is_other_process,
+        None => !is_other_process && !is_over,
     }
 }
 
@@ -386,7 +393,14 @@ fn merge_new(line: &mut Line, container: &Container, tells_ahead: bool) {
     let started_at_ns = match (container.started_at_ns, is_live) {
         (Some(started_at_ns), _) => started_at_ns,
         (None, true) => container.created_at_ns.max(1),
-        (None, false) => return,
+        (None, false) => {
+            // containerd does not say when a task began that has ended; its events do.
+            line.is_ahead = !tells_ahead
+                && container.runtime == RuntimeType::Containerd
+                && is_ended(container)
+                && line.runs.iter().all(|run| run.is_told);
+            return;
+        }
     };
     let shown = line.runs.last_mut().filter(|run| {
         // A run of which only the end was heard has no start to compare.
@@ -414,8 +428,10 @@ fn merge_new(line: &mut Line, container: &Container, tells_ahead: bool) {
             &mut line.runs[index]
         }
     };
-    run.started_at_ns = started_at_ns;
-    run.is_exact = container.started_at_ns.is_some();
+    if container.started_at_ns.is_some() || run.start_event_ns.is_none() {
+        run.started_at_ns = started_at_ns;
+        run.is_exact = container.started_at_ns.is_some();
+    }
     run.is_inspected = true;
     run.awaits_start = run.start_event_ns.is_none();
     if is_ended(container) {

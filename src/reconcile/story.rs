@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::container::{Run, Tracked};
 use super::runs::{End, Line, Newest, RunStory, Said, line_of};
-use super::views::{RunView, barely_known, keep_times_of_sandbox, stop_reason};
+use super::views::{RunView, barely_known, keep_what_events_told, stop_reason};
 use super::{Effect, Opening, ProcessReading, Reconciler, RowKey};
 use crate::model::message::{Delta, Message, Op, Origin};
 use crate::model::record::Fields;
@@ -275,7 +275,7 @@ impl Reconciler {
             return;
         };
         let view = if is_inspected && !base.state.is_live() {
-            RunView::inspected(base, end)
+            RunView::inspected(base, run.started_at_ns, end)
         } else {
             RunView::exited(base, Some(run.started_at_ns), end)
         };
@@ -302,10 +302,7 @@ impl Reconciler {
         let deleted_at_ns = tracked.life.deleted_at_ns.filter(|at_ns| *at_ns != 0);
         let now_ns = self.now_ms * 1_000_000;
         if tracked.run.is_some() {
-            let seen_ns = match tracked.life.last_alive_ms {
-                0 => now_ns,
-                last_alive_ms => last_alive_ms * 1_000_000,
-            };
+            let seen_ns = tracked.life.end_ms(self.now_ms) * 1_000_000;
             let end = End {
                 at_ns: deleted_at_ns.unwrap_or(seen_ns),
                 exit_code: None,
@@ -368,7 +365,7 @@ impl Reconciler {
             event_ns: last.map(|event| event.at_ns),
             ..round_telling(round, Op::Update, last.map_or(0, |event| event.at_ns))
         };
-        keep_times_of_sandbox(&mut base, tracked.container());
+        keep_what_events_told(&mut base, tracked.container());
         self.tell_update(tracked, base, telling);
     }
 
@@ -490,6 +487,7 @@ impl Reconciler {
             }
         };
         tracked.life.last_alive_ms = 0;
+        tracked.life.seen_dead_ms = 0;
         tracked.run = Some(run);
     }
 }

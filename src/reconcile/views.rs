@@ -76,9 +76,12 @@ impl RunView {
     }
 
     /// After the end of the run of which the inspect speaks.
-    pub(super) fn inspected(container: &Container, end: &End) -> Self {
+    pub(super) fn inspected(container: &Container, started_at_ns: u64, end: &End) -> Self {
         let finished_at_ns = Some(end.at_ns).filter(|at_ns| *at_ns != 0);
+        let is_own = container.runtime == RuntimeType::Containerd;
+        let started_at_ns = Some(started_at_ns).filter(|_| is_own);
         Self {
+            started_at_ns: container.started_at_ns.or(started_at_ns),
             finished_at_ns: finished_at_ns.or(container.finished_at_ns),
             exit_code: end.exit_code,
             ..Self::of(container)
@@ -133,16 +136,23 @@ pub(super) fn barely_known(
     }
 }
 
-/// A sandbox's status does not say when it started and ended (CRI v1); what its events said stays.
-pub(super) fn keep_times_of_sandbox(view: &mut Arc<Container>, told: Option<&Container>) {
-    if view.kind == ContainerKind::Sandbox
-        && let Some(told) = told
-    {
-        let view = Arc::make_mut(view);
+/// A sandbox's status does not say when it started and ended (CRI v1), nor does containerd of a task when it started,
+/// nor anything of one that was deleted after its end; what events said stays.
+pub(super) fn keep_what_events_told(view: &mut Arc<Container>, told: Option<&Container>) {
+    let is_own = view.runtime == RuntimeType::Containerd;
+    let Some(told) = told.filter(|_| is_own || view.kind == ContainerKind::Sandbox) else {
+        return;
+    };
+    let view = Arc::make_mut(view);
+    if is_own && view.state == State::Created && told.state == State::Exited {
+        view.state = State::Exited;
+        view.exit_code = told.exit_code;
+    }
+    if view.state != State::Created {
         view.started_at_ns = view.started_at_ns.or(told.started_at_ns);
-        if !view.state.is_live() {
-            view.finished_at_ns = view.finished_at_ns.or(told.finished_at_ns);
-        }
+    }
+    if !view.state.is_live() {
+        view.finished_at_ns = view.finished_at_ns.or(told.finished_at_ns);
     }
 }
 

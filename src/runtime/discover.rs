@@ -34,6 +34,16 @@ const CRI_SOCKETS: &[&str] = &[
     "/var/snap/microk8s/common/run/containerd.sock",
 ];
 
+/// Where a containerd listens whose own API is asked for the namespaces that nobody else has: those of CRI, and
+/// Docker's own.
+const CONTAINERD_SOCKETS: &[&str] = &[
+    "/run/containerd/containerd.sock",
+    "/run/docker/containerd/containerd.sock",
+    "/run/k3s/containerd/containerd.sock",
+    "/run/k0s/containerd.sock",
+    "/var/snap/microk8s/common/run/containerd.sock",
+];
+
 /// Where kubelet's configuration stands (kubeadm, EKS, k0s), as YAML or JSON.
 const KUBELET_CONFIGS: &[&str] = &[
     "/var/lib/kubelet/config.yaml",
@@ -90,7 +100,11 @@ pub fn discover(host: &Host) -> Vec<Endpoint> {
 
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
-    for (runtime, paths) in [(RuntimeType::Docker, docker), (RuntimeType::Cri, cri)] {
+    for (runtime, paths) in [
+        (RuntimeType::Docker, docker),
+        (RuntimeType::Cri, cri),
+        (RuntimeType::Containerd, usual(CONTAINERD_SOCKETS)),
+    ] {
         for path in paths {
             let path = below(&host.root, &path);
             match socket_inode(host, &path) {

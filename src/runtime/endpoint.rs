@@ -1,4 +1,5 @@
 //! The text of an endpoint: `docker=unix:///run/docker.sock`, `cri=unix:///run/containerd/containerd.sock`.
+//! `containerd=…` is that containerd by its own API, for the namespaces that neither Docker nor CRI has.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -36,7 +37,9 @@ impl fmt::Display for Problem {
                 "say which protocol it speaks, as in `docker=unix:///run/docker.sock` or \
                  `cri=unix:///run/containerd/containerd.sock`"
             }
-            Self::UnknownKind => "the protocol before `=` is `docker` (also for Podman) or `cri`",
+            Self::UnknownKind => {
+                "the protocol before `=` is `docker` (also for Podman), `cri` or `containerd`"
+            }
             Self::Scheme => "only unix sockets are watched: write `unix://` and an absolute path",
             Self::Relative => {
                 "the path of the socket must be absolute, as in `unix:///run/docker.sock`"
@@ -48,7 +51,7 @@ impl fmt::Display for Problem {
 }
 
 impl Endpoint {
-    /// Reads `docker=unix:///path` or `cri=unix:///path`. The path is not looked at.
+    /// Reads `docker=unix:///path`, `cri=unix:///path` or `containerd=unix:///path`. The path is not looked at.
     ///
     /// # Errors
     /// What is wrong with the text, and what to write instead.
@@ -80,6 +83,7 @@ fn parse(text: &str) -> Result<Endpoint, Problem> {
     let runtime = match kind {
         "docker" => RuntimeType::Docker,
         "cri" => RuntimeType::Cri,
+        "containerd" => RuntimeType::Containerd,
         // A bare address may have a `=` in its path.
         _ if kind.contains('/') || kind.contains(':') => return Err(Problem::NoKind),
         _ => return Err(Problem::UnknownKind),
@@ -109,6 +113,7 @@ mod tests {
         for text in [
             "docker=unix:///run/docker.sock",
             "cri=unix:///run/a=b/containerd.sock",
+            "containerd=unix:///run/containerd/containerd.sock",
         ] {
             assert_eq!(Endpoint::parse(text)?.to_string(), text);
         }

@@ -14,6 +14,7 @@ mod probe;
 pub mod text;
 pub mod watch;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,8 @@ pub struct Options {
     /// Whether to subscribe to the CRI events of containerd 1.7, which hands each event to one subscriber
     /// only: a second reader steals kubelet's (containerd 1.7, `pkg/cri/server/container_events.go`).
     pub containerd_1_7_events: bool,
+    /// Which namespaces of containerd belong to others; shared by all connections of a process.
+    pub claims: Arc<containerd::Claims>,
 }
 
 impl Default for Options {
@@ -58,6 +61,7 @@ impl Default for Options {
             request_timeout: REQUEST_TIMEOUT,
             message_bytes_max: MESSAGE_BYTES_MAX,
             containerd_1_7_events: false,
+            claims: Arc::default(),
         }
     }
 }
@@ -87,10 +91,7 @@ pub async fn connect_with(
         match endpoint.runtime {
             RuntimeType::Docker => docker::connect(endpoint, probe, options).await,
             RuntimeType::Cri => cri::connect(endpoint, probe, options).await,
-            RuntimeType::Containerd => Err(RuntimeError::Unsupported {
-                endpoint: endpoint.uri(),
-                request: "connect",
-            }),
+            RuntimeType::Containerd => containerd::connect(endpoint, probe, options).await,
         }
     };
     match tokio::time::timeout(left, connecting).await {
@@ -212,6 +213,16 @@ pub trait RuntimeClient: Send + Sync + 'static {
         kind: ContainerKind,
     ) -> Result<Inspection, RuntimeError>;
 
+    /// Tells of containers that run what their list rows and one call more say, pid and all, without asking about
+    /// each: state, names, image, pod, labels, but not when it started, nor its PID mode. What is not in the answer
+    /// is to be inspected; a runtime that has no such call answers with nothing.
+    ///
+    /// # Errors
+    /// When the call fails.
+    async fn sketch(&self, _ids: &BTreeSet<ContainerId>) -> Result<Vec<Container>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
     /// Subscribes to the runtime's events. When this returns, what happens from now on is in the stream.
     ///
     /// # Errors
@@ -271,7 +282,7 @@ pub enum RuntimeError {
     NotARuntime {
         /// Its URI.
         endpoint: String,
-        /// `docker` or `cri`.
+        /// `docker`, `cri` or `containerd`.
         expected: RuntimeType,
         /// Why.
         #[source]

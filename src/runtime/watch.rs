@@ -4,6 +4,7 @@
 //! after a wait that grows. The stream is read at all times: what does not fit into the collector's queue is
 //! dropped, counted, and told as a [`Observation::StreamGap`] as soon as there is room.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Endpoint, EventStream, Inspection, RuntimeClient, RuntimeError, RuntimeInfo};
+use super::{Endpoint, EventStream, Inspection, Options, RuntimeClient, RuntimeError, RuntimeInfo};
 use crate::backoff::Backoff;
 use crate::collector::ObservationSender;
 use crate::model::message::RuntimeSource;
@@ -24,6 +25,8 @@ use crate::telemetry;
 
 /// Inspects that are under way at one runtime at once: never one after another, never all at once.
 const INSPECTS_MAX: usize = 8;
+/// From how many containers on sketches are worth a call of their own.
+const SKETCHES_MIN: usize = 8;
 /// Waits between looks at a container whose process is another's by its cgroup. dockerd and containerd notice the end of a
 /// process within some 10 ms, and later on a machine that is busy.
 const NOTICING_WAITS: [Duration; 3] = [
@@ -55,6 +58,11 @@ pub enum Request {
         id: ContainerId,
         /// What it is.
         kind: ContainerKind,
+    },
+    /// Some containers, each by a sketch or by an inspect.
+    Sketch {
+        /// Which.
+        wanted: Vec<(ContainerId, ContainerKind)>,
     },
 }
 
@@ -91,6 +99,8 @@ pub struct Watched {
 pub struct WatchContext {
     /// Observations go out here.
     pub observations: ObservationSender,
+    /// How to talk to runtimes.
+    pub options: Options,
     /// Where processes are looked up.
     pub processes: Arc<ProcessTable>,
     /// Ends the watch.
@@ -126,6 +136,8 @@ pub fn watch(
 enum SessionEnd {
     Stopped,
     Lost(String),
+    /// The subscription was refused after all: the next session has to do without.
+    Streamless,
 }
 
 struct Watcher {
@@ -139,10 +151,15 @@ struct Watcher {
 impl Watcher {
     async fn run(self, mut requests: mpsc::UnboundedReceiver<Request>) {
         let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
+        let mut may_stream = true;
         loop {
             let began = tokio::time::Instant::now();
-            match self.session(&mut requests).await {
+            match self.session(&mut requests, may_stream).await {
                 SessionEnd::Stopped => return,
+                SessionEnd::Streamless => {
+                    may_stream = false;
+                    continue;
+                }
                 SessionEnd::Lost(error) => {
                     if self.error.send_replace(error.clone()) == error {
                         tracing::debug!(source = %self.source, %error, "runtime is still away");
@@ -151,6 +168,7 @@ impl Watcher {
                     }
                 }
             }
+            may_stream = true;
             if began.elapsed() >= STABLE_AFTER {
                 backoff.reset();
             }
@@ -167,11 +185,15 @@ impl Watcher {
         }
     }
 
-    async fn session(&self, requests: &mut mpsc::UnboundedReceiver<Request>) -> SessionEnd {
+    async fn session(
+        &self,
+        requests: &mut mpsc::UnboundedReceiver<Request>,
+        may_stream: bool,
+    ) -> SessionEnd {
         let stop = &self.context.stop;
         let connected = tokio::select! {
             () = stop.cancelled() => return SessionEnd::Stopped,
-            connected = self.connect() => connected,
+            connected = self.connect(may_stream) => connected,
         };
         let (client, stream) = match connected {
             Ok(connected) => connected,
@@ -196,6 +218,7 @@ impl Watcher {
                 name: Arc::clone(&info.name),
                 version: Arc::clone(&info.version),
                 endpoint: self.endpoint.uri().into(),
+                uid: info.peer_uid,
             },
             streaming: stream.is_some(),
         };
@@ -218,8 +241,14 @@ impl Watcher {
         self.context.observations.send(down).await;
     }
 
-    async fn connect(&self) -> Result<(Arc<dyn RuntimeClient>, Option<EventStream>), RuntimeError> {
-        let client = super::connect(&self.endpoint).await?;
+    async fn connect(
+        &self,
+        may_stream: bool,
+    ) -> Result<(Arc<dyn RuntimeClient>, Option<EventStream>), RuntimeError> {
+        let client = super::connect_with(&self.endpoint, &self.context.options).await?;
+        if !may_stream {
+            return Ok((client, None));
+        }
         match client.subscribe().await {
             Ok(stream) => Ok((client, Some(stream))),
             Err(RuntimeError::Unsupported { .. }) => Ok((client, None)),
@@ -260,6 +289,7 @@ impl Watcher {
                         has_gap = true;
                         self.tell_gap(&mut has_gap);
                     }
+                    Some(Err(RuntimeError::Unsupported { .. })) => return SessionEnd::Streamless,
                     Some(Err(error)) => return SessionEnd::Lost(telemetry::chain(&error)),
                     None => return SessionEnd::Lost("the runtime ended its event stream".to_owned()),
                 },
@@ -366,11 +396,15 @@ impl Watcher {
                     job.inspect(id, kind).await;
                 });
             }
+            Request::Sketch { wanted } => {
+                tasks.spawn(job.sketch(wanted, Arc::clone(inspects)));
+            }
         }
     }
 }
 
 /// One request that is under way.
+#[derive(Clone)]
 struct Job {
     source: SourceId,
     client: Arc<dyn RuntimeClient>,
@@ -412,6 +446,66 @@ impl Job {
         result
     }
 
+    /// Sketches as many containers as the runtime can tell together, and inspects the others.
+    async fn sketch(self, mut wanted: Vec<(ContainerId, ContainerKind)>, inspects: Arc<Semaphore>) {
+        if wanted.len() >= SKETCHES_MIN {
+            self.figures.calls.fetch_add(1, Ordering::Relaxed);
+            let ids = wanted.iter().map(|(id, _)| id.clone()).collect();
+            let sketched = self.client.sketch(&ids).await.unwrap_or_else(|error| {
+                let error = telemetry::chain(&error);
+                tracing::debug!(source = %self.source, error, "no sketches; each is inspected");
+                Vec::new()
+            });
+            let mut told = BTreeSet::new();
+            for container in sketched {
+                let id = container.id.clone();
+                if self.tell_sketch(Box::new(container)).await {
+                    told.insert(id);
+                }
+            }
+            wanted.retain(|(id, _)| !told.contains(id));
+        }
+        let asking = wanted.into_iter().map(|(id, kind)| {
+            let (job, inspects) = (self.clone(), Arc::clone(&inspects));
+            async move {
+                let _permit = inspects.acquire().await;
+                job.inspect(id, kind).await;
+            }
+        });
+        futures::stream::iter(asking)
+            .buffer_unordered(INSPECTS_MAX)
+            .collect::<()>()
+            .await;
+    }
+
+    /// Tells a sketch whose process is there and whose cgroup names the container; `false` where it is not.
+    async fn tell_sketch(&self, container: Box<Container>) -> bool {
+        let Some(pid) = live_pid(&container) else {
+            return false;
+        };
+        let process = match self.read(pid) {
+            ProcessReading::Alive(process) if process.cgroup.contains(container.id.as_str()) => {
+                process
+            }
+            ProcessReading::Alive(process) => {
+                if let Some(fd) = process.fd {
+                    self.context.processes.fds().release(fd);
+                }
+                return false;
+            }
+            ProcessReading::Dead | ProcessReading::Denied => return false,
+        };
+        let sketched = Observation::Inspected {
+            source: self.source.clone(),
+            id: container.id.clone(),
+            outcome: InspectOutcome::Sketched {
+                container,
+                process: ProcessReading::Alive(process),
+            },
+        };
+        self.context.observations.send(sketched).await
+    }
+
     async fn inspect(self, id: ContainerId, kind: ContainerKind) {
         let outcome = match self.look(&id, kind).await {
             Ok(outcome) => outcome,
@@ -449,7 +543,7 @@ impl Job {
                 process: None,
             });
         };
-        let reading = self.context.processes.read(pid);
+        let reading = self.read(pid);
         if names_container(&reading, id) {
             return Ok(InspectOutcome::Found {
                 container,
@@ -461,6 +555,12 @@ impl Job {
             return self.look_until_noticed(id, kind, pid).await;
         }
         self.look_again(id, kind, pid, reading).await
+    }
+
+    /// Reads a process. What a runtime of another user names must be a process of that user's: it could name any.
+    fn read(&self, pid: u32) -> ProcessReading {
+        let uid = self.client.info().peer_uid;
+        self.context.processes.read_of_user(pid, uid)
     }
 
     /// The process is another container's by its cgroup: the pid was given away, and the runtime has not noticed yet; or
@@ -480,7 +580,7 @@ impl Job {
             };
             let found = live_pid(&container);
             if found != Some(pid) || wait == NOTICING_WAITS[NOTICING_WAITS.len() - 1] {
-                let process = found.map(|pid| self.context.processes.read(pid));
+                let process = found.map(|pid| self.read(pid));
                 return Ok(InspectOutcome::Found { container, process });
             }
         }
@@ -517,8 +617,7 @@ impl Job {
         };
         match second? {
             Inspection::Found(container) => Ok(InspectOutcome::Found {
-                process: process
-                    .or_else(|| live_pid(&container).map(|pid| self.context.processes.read(pid))),
+                process: process.or_else(|| live_pid(&container).map(|pid| self.read(pid))),
                 container,
             }),
             Inspection::Gone => Ok(InspectOutcome::Gone),
@@ -526,11 +625,12 @@ impl Job {
     }
 }
 
-/// The pid, where the state says that such a process lives.
+/// The pid, where the state says that such a process lives. One that is created and has a pid is about to start: CRI-O
+/// and Podman have made its process by then, and it waits.
 fn live_pid(container: &Container) -> Option<u32> {
     match container.state {
-        State::Running | State::Paused | State::Unknown => container.pid,
-        State::Created | State::Restarting | State::Removing | State::Exited | State::Dead => None,
+        State::Created | State::Running | State::Paused | State::Unknown => container.pid,
+        State::Restarting | State::Removing | State::Exited | State::Dead => None,
     }
 }
 

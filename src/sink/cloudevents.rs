@@ -4,15 +4,17 @@
 //! A tombstone has no data, and so, after the CloudEvents specification 1.0 §3.1, no content type.
 
 use super::Outgoing;
+use crate::wire::encoding::Encoding;
 
 /// The version of the CloudEvents specification.
 const SPEC_VERSION: &str = "1.0";
 
-/// The content type of every value.
-const CONTENT_TYPE: &str = "application/json";
-
 /// The headers of a message as (name, value), `separator` standing between `ce` and the attribute.
-pub(super) fn headers(message: &Outgoing, separator: char) -> Vec<(String, String)> {
+pub(super) fn headers(
+    message: &Outgoing,
+    separator: char,
+    encoding: Encoding,
+) -> Vec<(String, String)> {
     let attribute = |name: &str, value: &str| (format!("ce{separator}{name}"), value.to_owned());
     let mut headers = vec![
         attribute("id", &message.ce_id),
@@ -22,7 +24,10 @@ pub(super) fn headers(message: &Outgoing, separator: char) -> Vec<(String, Strin
         attribute("time", &rfc3339(message.time_ms)),
     ];
     if message.value.is_some() {
-        headers.push(("content-type".to_owned(), CONTENT_TYPE.to_owned()));
+        headers.push((
+            "content-type".to_owned(),
+            encoding.content_type().to_owned(),
+        ));
     }
     headers
 }

@@ -31,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::model::Topic;
+use crate::wire::encoding::{Encoding, EncodingError};
 
 /// Most messages that a sink holds unreported, a bound on memory and on what a crash sends twice.
 pub const IN_FLIGHT_MAX: usize = 4_096;
@@ -195,6 +196,17 @@ pub struct Report {
     pub outcome: Outcome,
 }
 
+/// A message's value as the bus gets it; `None` is a tombstone.
+fn encoded(
+    message: &Outgoing,
+    encoding: Encoding,
+) -> Result<Option<std::borrow::Cow<'_, [u8]>>, EncodingError> {
+    let value = message.value.as_deref();
+    value
+        .map(|value| encoding.encode(message.topic, value))
+        .transpose()
+}
+
 /// Whether the bus takes messages, for status, readiness and logs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SinkHealth {
@@ -226,6 +238,8 @@ pub struct TopicSettings {
     pub replication: i32,
     /// Who makes them.
     pub manage: ManageTopics,
+    /// How values are written; on stdout always as JSON.
+    pub encoding: Encoding,
     /// Which of them are used, and so made and checked.
     pub used: Vec<Topic>,
 }
@@ -280,6 +294,7 @@ impl Default for TopicSettings {
             partitions: 12,
             replication: -1,
             manage: ManageTopics::Create,
+            encoding: Encoding::Json,
             used: Topic::ALL.to_vec(),
         }
     }

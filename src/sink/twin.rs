@@ -9,7 +9,9 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{Bus, Sink};
+use crate::model::Topic;
 use crate::telemetry;
+use crate::wire::encoding;
 
 /// The looks of the first minute, in which another's status is put twice.
 const FIRST_LOOKS: u32 = 7;
@@ -44,7 +46,10 @@ pub struct Other {
 pub fn other(statuses: &[Vec<u8>], own_boot_id: &str, now_ms: i64) -> Option<Other> {
     statuses
         .iter()
-        .filter_map(|value| serde_json::from_slice::<Other>(value).ok())
+        .filter_map(|value| {
+            let json = encoding::to_json(Topic::Status, value).ok()?;
+            serde_json::from_slice::<Other>(&json).ok()
+        })
         .filter(|status| status.boot_id != own_boot_id && status.state != "stopping")
         .filter(|status| status.expires_at_ms > now_ms)
         .max_by_key(|status| status.expires_at_ms)

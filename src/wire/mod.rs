@@ -3,6 +3,7 @@
 //! A [`Message`] goes in, an [`Outgoing`] with its JSON text comes out. `schema_version` stands in every value;
 //! changes are additive.
 
+pub mod encoding;
 pub mod json;
 pub mod local;
 mod status;

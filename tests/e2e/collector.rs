@@ -71,16 +71,19 @@ impl Setup {
 
     /// Starts it. State, output and log go on where its last life left them.
     pub(crate) fn start(&self) -> Result<Collector<'_>> {
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]);
+        self.start_by(command)
+    }
+
+    /// Starts it by a command that ends as `quaymaster` with the arguments that are added.
+    pub(crate) fn start_by(&self, mut command: Command) -> Result<Collector<'_>> {
         std::fs::create_dir_all(&self.dir)?;
         let log_path = self.dir.join("log");
         let log_from = std::fs::metadata(&log_path).map_or(0, |metadata| metadata.len());
-        let mut command = Command::new(&self.program[0]);
-        command.args(&self.program[1..]).arg("run").args([
-            "--bus",
-            &self.bus,
-            "--host-id",
-            HOST_ID,
-        ]);
+        command
+            .arg("run")
+            .args(["--bus", &self.bus, "--host-id", HOST_ID]);
         command.arg("--state-dir").arg(self.dir.join("state"));
         for endpoint in &self.endpoints {
             command.args(["--endpoint", endpoint]);

@@ -337,7 +337,7 @@ async fn a_server_without_events_is_told_as_such() -> anyhow::Result<()> {
     for (name, text, mode) in [
         ("docker", "28.5.2", EventsMode::Unimplemented),
         ("cri-o", "1.31.0", EventsMode::EndsAtOnce),
-        ("containerd", "v2.0.0", EventsMode::Unimplemented),
+        ("containerd", "dev", EventsMode::Unimplemented),
         ("containerd", "1.6.20~ds1", EventsMode::Live),
         ("containerd", "v1.7.27", EventsMode::Live),
     ] {

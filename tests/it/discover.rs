@@ -72,6 +72,10 @@ fn every_usual_socket_is_found_once() -> anyhow::Result<()> {
             "cri=unix:///run/k3s/containerd/containerd.sock",
             "cri=unix:///run/k0s/containerd.sock",
             "cri=unix:///var/snap/microk8s/common/run/containerd.sock",
+            "containerd=unix:///run/containerd/containerd.sock",
+            "containerd=unix:///run/k3s/containerd/containerd.sock",
+            "containerd=unix:///run/k0s/containerd.sock",
+            "containerd=unix:///var/snap/microk8s/common/run/containerd.sock",
         ]
     );
     Ok(())
@@ -116,6 +120,7 @@ fn kubelet_s_own_endpoint_is_found() -> anyhow::Result<()> {
             "cri=unix:///run/containerd/containerd.sock",
             "cri=unix:///var/run/a.sock",
             "cri=unix:///run/b.sock",
+            "containerd=unix:///run/containerd/containerd.sock",
         ]
     );
     Ok(())

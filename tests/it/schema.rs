@@ -7,10 +7,12 @@ use anyhow::Context as _;
 use quaymaster::cli::schema::Schema;
 use quaymaster::local::ports::{PortRow, Protocol};
 use quaymaster::local::scan::ProcessRow;
+use quaymaster::model::Topic;
 use quaymaster::model::message::{Delta, Mapping, Member, Message, Op, Origin, RuntimeSource};
 use quaymaster::model::record::{Fields, ProcessFacts};
 use quaymaster::model::{Container, ContainerKind, Pod, RuntimeType, State};
 use quaymaster::sink::Outgoing;
+use quaymaster::wire::encoding::{self, Encoding};
 use quaymaster::wire::local::Snapshot;
 use quaymaster::wire::{
     Host, OutboxStatus, Refresh, Renderer, ResyncStatus, RuntimeStatus, Status,
@@ -109,6 +111,7 @@ fn all_fields() -> [Fields; 2] {
 
 fn delta(op: Op, fields: Option<Fields>, changed: Vec<(&'static str, Box<str>)>) -> Message {
     let source = RuntimeSource {
+        uid: 0,
         runtime: RuntimeType::Cri,
         name: "containerd".into(),
         version: "2.1.4".into(),
@@ -469,4 +472,64 @@ fn what_breaks_the_contract_is_found() -> anyhow::Result<()> {
     value["later"] = json!({"than": "this"});
     assert_eq!(errors(schema, &value)?, Vec::<String>::new());
     Ok(())
+}
+
+#[test]
+fn every_message_has_the_same_protobuf_and_comes_back_from_it() -> anyhow::Result<()> {
+    for (what, schema, value) in messages()? {
+        let topic = match schema {
+            Schema::Delta => Topic::Deltas,
+            Schema::Record => Topic::Records,
+            Schema::Mapping => Topic::Pns,
+            Schema::Status => Topic::Status,
+            Schema::Process => Topic::Processes,
+            Schema::Port => Topic::Ports,
+            Schema::Asyncapi | Schema::Protobuf => anyhow::bail!("no message"),
+        };
+        let json = serde_json::to_vec(&value)?;
+        // Each field of the JSON has one in proto/quaymaster.proto.
+        let protobuf = encoding::strictly(topic, &json).with_context(|| what.clone())?;
+        anyhow::ensure!(
+            protobuf == *Encoding::Protobuf.encode(topic, &json)?,
+            "{what}"
+        );
+        let back: Value = serde_json::from_slice(&encoding::to_json(topic, &protobuf)?)?;
+        assert_eq!(without_defaults(back), without_defaults(value), "{what}");
+    }
+    Ok(())
+}
+
+/// A value as protobuf sees it, where what has its type's default is the same as what is not there.
+fn without_defaults(value: Value) -> Value {
+    let is_default = |value: &Value| match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    };
+    match value {
+        Value::Object(fields) => {
+            let fields = fields
+                .into_iter()
+                .map(|(name, value)| (name, without_defaults(value)));
+            Value::Object(fields.filter(|(_, value)| !is_default(value)).collect())
+        }
+        Value::Array(values) => Value::Array(values.into_iter().map(without_defaults).collect()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value,
+    }
+}
+
+#[test]
+fn what_is_no_message_is_an_error_in_either_form() {
+    assert!(
+        Encoding::Protobuf
+            .encode(Topic::Deltas, b"{\"seq\":\"x\"}")
+            .is_err()
+    );
+    assert!(Encoding::Protobuf.encode(Topic::Deltas, b"{} {}").is_err());
+    assert!(encoding::to_json(Topic::Pns, b"\xff\xff\xff").is_err());
+    let json = encoding::to_json(Topic::Pns, b"{ not looked at");
+    assert_eq!(json.ok().as_deref(), Some(&b"{ not looked at"[..]));
 }

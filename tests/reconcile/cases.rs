@@ -1,8 +1,8 @@
 //! The cases of the contract that are about the story of one container.
 
-use quaymaster::model::message::{Op, Origin};
-use quaymaster::model::{Container, EventKind, RuntimeType, State};
-use quaymaster::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
+use quaymaster::model::message::{Op, Origin, RuntimeSource};
+use quaymaster::model::{Container, EventKind, RuntimeType, SourceId, State};
+use quaymaster::reconcile::{Effect, InspectOutcome, ListOutcome, Observation, ProcessReading};
 
 use crate::script::*;
 
@@ -331,4 +331,184 @@ fn a_failed_or_partial_list_deletes_nothing() {
 
         assert!(script.ops().is_empty());
     }
+}
+
+#[test]
+fn a_sketch_is_told_at_once_and_filled_once_before_the_opening_ends() {
+    let mut script = Script::new();
+    script.up(&cri());
+    let whole = of_cri(running(1, 100, 10));
+    let sketch = Container {
+        started_at_ns: None,
+        ..whole.clone()
+    };
+    let asked = script.list(&cri(), vec![row_of(&whole, 7)]);
+    assert!(asked.iter().any(|effect| matches!(
+        effect,
+        Effect::Inspect {
+            may_sketch: true,
+            ..
+        }
+    )));
+
+    let asked = script.tell(Observation::Inspected {
+        source: cri(),
+        id: id(1),
+        outcome: InspectOutcome::Sketched {
+            container: Box::new(sketch),
+            process: ProcessReading::Alive(Box::new(process(100, 500))),
+        },
+    });
+    assert_eq!(script.ops(), ["epoch", "snapshot"]);
+    assert_eq!(script.field(Op::Snapshot, "pns"), "pid:[500]");
+    assert_eq!(script.field(Op::Snapshot, "started_at_ms"), "");
+    assert_eq!(script.mappings().len(), 1);
+    assert!(asked.iter().any(|effect| matches!(
+        effect,
+        Effect::Inspect {
+            may_sketch: false,
+            ..
+        }
+    )));
+
+    script.found(&cri(), whole, alive(process(100, 500)));
+    assert_eq!(
+        script.ops(),
+        ["epoch", "snapshot", "update", "snapshot_end"]
+    );
+    assert_eq!(script.delta(Op::Update).changed.len(), 1);
+    assert_eq!(script.before(Op::Update, "started_at_ms"), "");
+    assert_eq!(
+        script.field(Op::Update, "started_at_ms"),
+        (T0_MS + 10).to_string()
+    );
+    assert_eq!(script.mappings().len(), 1, "the mapping stays as it is");
+
+    let again = of_cri(running(1, 100, 10));
+    let asked = script.list(&cri(), vec![row_of(&again, 7)]);
+    assert!(inspected(&asked).is_empty(), "the row is known");
+}
+
+#[test]
+fn a_sketch_that_was_killed_before_it_was_filled_is_filled_after_the_restart() {
+    let mut script = Script::new();
+    script.up(&cri());
+    let whole = of_cri(running(1, 100, 10));
+    script.list(&cri(), vec![row_of(&whole, 7)]);
+    script.tell(Observation::Inspected {
+        source: cri(),
+        id: id(1),
+        outcome: InspectOutcome::Sketched {
+            container: Box::new(Container {
+                started_at_ns: None,
+                ..whole.clone()
+            }),
+            process: ProcessReading::Alive(Box::new(process(100, 500))),
+        },
+    });
+
+    script.restart("boot-1");
+    script.up(&cri());
+    let asked = script.list(&cri(), vec![row_of(&whole, 7)]);
+    assert_eq!(inspected(&asked), [id(1)]);
+}
+
+#[test]
+fn what_containerd_does_not_tell_of_a_task_its_events_have_told() {
+    let mut script = Script::watching_docker();
+    let own = |container: Container| Container {
+        runtime: RuntimeType::Containerd,
+        runtime_name: "containerd".into(),
+        started_at_ns: None,
+        ..container
+    };
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.event(&docker(), 1, EventKind::Started, 20);
+    let runs = own(running(1, 100, 20));
+    script.found(&docker(), runs.clone(), alive(process(100, 500)));
+    script.found(&docker(), runs, alive(process(100, 500)));
+    assert_eq!(script.ops(), ["create", "start"]);
+    let started = (T0_MS + 20).to_string();
+    assert_eq!(script.field(Op::Start, "started_at_ms"), started);
+
+    script.died(&docker(), 1, 30, 3);
+    script.found(&docker(), own(exited(1, 20, 30, 3)), None);
+    // Its task is deleted.
+    script.event(&docker(), 1, EventKind::Renamed, 40);
+    script.found(&docker(), own(created(1, RuntimeType::Containerd)), None);
+    let changed: Vec<_> = script.deltas().map(|delta| &delta.changed).collect();
+    assert_eq!(
+        script.ops(),
+        ["create", "start", "stop"],
+        "changed: {changed:?}"
+    );
+    assert_eq!(script.field(Op::Stop, "exit_code"), "3");
+    assert_eq!(script.field(Op::Stop, "started_at_ms"), started);
+}
+
+#[test]
+fn a_container_that_vanished_while_its_runtime_was_away_ends_when_that_was_first_seen() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+    script.down(&docker());
+    script.wait(4_000);
+    script.tell(Observation::Process {
+        id: id(1),
+        pid: 100,
+        reading: ProcessReading::Dead,
+    });
+    let seen_ms = T0_MS + script.at_ms;
+    script.wait(30_000);
+
+    script.up(&docker());
+    script.list(&docker(), Vec::new());
+
+    assert_eq!(script.ops(), ["stop", "delete"]);
+    assert_eq!(script.delta(Op::Stop).ts_ms, seen_ms);
+    let mappings = script.mappings();
+    let ended = mappings.last().expect("the mapping ended");
+    assert_eq!(ended.valid_to_ms, Some(seen_ms));
+}
+
+#[test]
+fn a_runtime_of_another_user_never_takes_over_what_root_s_has() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+    let rootless = SourceId::new("docker=unix:///run/user/1000/docker.sock");
+    script.tell(Observation::SourceUp {
+        source: rootless.clone(),
+        runtime: RuntimeSource {
+            runtime: RuntimeType::Docker,
+            name: "docker".into(),
+            version: "1".into(),
+            endpoint: "unix:///run/user/1000/docker.sock".into(),
+            uid: 1_000,
+        },
+        streaming: true,
+    });
+    script.down(&docker());
+
+    script.list(&rootless, vec![row_of(&running(1, 100, 10), 9)]);
+    script.died(&rootless, 1, 2_000, 0);
+
+    assert!(script.ops().is_empty(), "told: {:?}", script.ops());
+}
+
+#[test]
+fn an_inspect_of_containerd_that_runs_ahead_of_the_start_waits_for_it() {
+    let mut script = Script::watching_docker();
+    let ended = Container {
+        runtime: RuntimeType::Containerd,
+        started_at_ns: None,
+        ..exited(1, 20, 30, 0)
+    };
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.found(&docker(), ended.clone(), None);
+    assert_eq!(script.ops(), ["create"]);
+
+    script.event(&docker(), 1, EventKind::Started, 20);
+    script.died(&docker(), 1, 30, 0);
+    script.found(&docker(), ended.clone(), None);
+    script.found(&docker(), ended, None);
+    assert_eq!(script.ops(), ["create", "start", "stop"]);
 }

@@ -342,6 +342,7 @@ fn an_endpoint_under_another_path_takes_its_containers_over() {
     script.tell(Observation::SourceUp {
         source: other.clone(),
         runtime: quaymaster::model::message::RuntimeSource {
+            uid: 0,
             runtime: RuntimeType::Docker,
             name: "docker".into(),
             version: "1".into(),

@@ -243,6 +243,7 @@ impl Script {
         let is_docker = *source == docker();
         let is_overlay = *source == cri_dockerd();
         let runtime = RuntimeSource {
+            uid: 0,
             runtime: if is_docker {
                 RuntimeType::Docker
             } else {

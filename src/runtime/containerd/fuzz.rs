@@ -2,8 +2,8 @@
 
 use prost::Message as _;
 
-use super::created_task;
-use super::proto::{Any, Envelope, TaskCreate};
+use super::proto::events::{Any, Envelope, TaskCreate};
+use super::{Claims, hints, normalise};
 use crate::fuzzing::feed;
 
 #[test]
@@ -18,11 +18,15 @@ fn fuzz_containerd_events() {
         event: Some(Any {
             value: task.encode_to_vec(),
         }),
+        timestamp: None,
     };
+    let claims = Claims::default();
+    let version = "2.1.9".into();
     let samples = [envelope.encode_to_vec(), task.encode_to_vec()];
     feed("containerd events", &samples, |bytes| {
         if let Ok(envelope) = Envelope::decode(bytes) {
-            drop(created_task(&envelope));
+            drop(hints::created_task(&envelope, &claims));
+            drop(normalise::event(&envelope, &version));
         }
         drop(TaskCreate::decode(bytes));
     });

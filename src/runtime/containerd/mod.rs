@@ -1,55 +1,64 @@
-//! Hints from containerd's own events: the pid of a container before its first instruction runs.
+//! containerd's own API, of every version from 1.6, at the sockets of CRI's and of Docker's containerd.
 //!
-//! containerd publishes `/tasks/create` with the pid once the init process is there, for CRI's containers and for
-//! Docker's (namespace `moby`), some 12 ms before `/tasks/start` and 25 ms before Docker's own `start`. The process
-//! is read at once, its namespace held, and told to the reconciler, which maps it ahead of the `start`. These are
-//! hints: whether a container exists and runs is said by Docker and by CRI alone. Where CRI has no stream
-//! (containerd 1.6, 1.7), an event causes the list that the next poll would have made.
+//! It serves three ends: `hints.rs` learns the pid of a container before its first instruction runs, for CRI and for
+//! Docker too; `tasks.rs` gives all pids of a namespace in one call; `client.rs` is the [`RuntimeClient`] for the
+//! containers of namespaces that nobody else watches (nerdctl's `default`, those of `ctr`). [`Claims`] says which
+//! those are.
 //!
-//! There is no replay, and a hint that is lost costs only its being early. containerd queues without bound for a
-//! slow reader, so the stream is read at all times.
+//! [`RuntimeClient`]: super::RuntimeClient
 
+mod client;
 #[cfg(test)]
 mod fuzz;
+mod hints;
+mod normalise;
+pub mod tasks;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use hyper_util::rt::TokioIo;
-use prost::Message as _;
-use tokio::net::UnixStream;
-use tonic::{Code, Streaming};
+use tonic::metadata::MetadataValue;
+use tonic::{Request, Status};
 
-use super::watch::WatchContext;
-use crate::backoff::Backoff;
-use crate::model::{ContainerId, SourceId};
-use crate::reconcile::{Observation, ProcessReading};
+use crate::model::{ContainerId, RuntimeType};
 
+pub(super) use client::connect;
+pub use hints::hints;
+
+/// The messages and services of `proto/containerd*.proto`.
 #[allow(
     missing_docs,
     unreachable_pub,
     clippy::all,
-    reason = "generated from proto/containerd.proto"
+    clippy::wildcard_enum_match_arm,
+    reason = "generated"
 )]
-mod proto {
-    tonic::include_proto!("containerd.services.events.v1");
+pub mod proto {
+    /// Events.
+    pub mod events {
+        tonic::include_proto!("containerd.services.events.v1");
+    }
+    /// Containers.
+    pub mod containers {
+        tonic::include_proto!("containerd.services.containers.v1");
+    }
+    /// Namespaces.
+    pub mod namespaces {
+        tonic::include_proto!("containerd.services.namespaces.v1");
+    }
+    /// Tasks.
+    pub mod tasks {
+        tonic::include_proto!("containerd.services.tasks.v1");
+    }
+    /// The version.
+    pub mod version {
+        tonic::include_proto!("containerd.services.version.v1");
+    }
 }
 
-use proto::events_client::EventsClient;
-use proto::{Envelope, SubscribeRequest, TaskCreate};
-
-/// What is asked for.
-const FILTERS: [&str; 4] = [
-    "topic==\"/tasks/create\"",
-    "topic==\"/tasks/exit\"",
-    "topic==\"/containers/create\"",
-    "topic==\"/containers/delete\"",
-];
 /// The namespace of CRI's containers.
-const CRI_NAMESPACE: &[u8] = b"k8s.io";
-/// The first and the longest wait before the stream is asked for again.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+pub const CRI_NAMESPACE: &str = "k8s.io";
+/// The namespace of Docker's containers; with user namespaces, `moby-UID.GID` (moby, `daemon/daemon_unix.go`).
+pub const DOCKER_NAMESPACE: &str = "moby";
 
 /// Where Docker's containerd listens: its own, and the system's.
 pub const DOCKER_SOCKETS: [&str; 2] = [
@@ -57,137 +66,115 @@ pub const DOCKER_SOCKETS: [&str; 2] = [
     "/run/containerd/containerd.sock",
 ];
 
-/// Reads hints from a socket until the context's `stop`, or for good where nothing there has such events. `cri` is
-/// the endpoint of CRI at the same socket, if it is watched.
-pub async fn hints(socket: PathBuf, cri: Option<SourceId>, context: WatchContext) {
-    let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
-    loop {
-        let ended = tokio::select! {
-            () = context.stop.cancelled() => return,
-            ended = session(&socket, cri.as_ref(), &context, &mut backoff) => ended,
+/// Which namespaces of containerd belong to runtimes that are watched themselves: there containerd only hints.
+#[derive(Debug, Default)]
+pub struct Claims {
+    cri: AtomicBool,
+    docker: AtomicBool,
+}
+
+impl Claims {
+    /// A runtime of this type is watched from now on.
+    pub fn add(&self, runtime: RuntimeType) {
+        match runtime {
+            RuntimeType::Docker => self.docker.store(true, Ordering::Relaxed),
+            RuntimeType::Cri => self.cri.store(true, Ordering::Relaxed),
+            RuntimeType::Containerd => {}
+        }
+    }
+
+    /// Whether another runtime tells of a namespace's containers.
+    pub fn is_claimed(&self, namespace: &str) -> bool {
+        let is_docker = || {
+            namespace
+                .strip_prefix(DOCKER_NAMESPACE)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
         };
-        if let Err(status) = ended {
-            if status.code() == Code::Unimplemented {
-                tracing::debug!(socket = %socket.display(), "no events of containerd here");
-                return;
-            }
-            tracing::debug!(socket = %socket.display(), error = %status, "no hints for now");
-        }
-        tokio::select! {
-            () = context.stop.cancelled() => return,
-            () = tokio::time::sleep(backoff.next_wait()) => {}
+        (namespace == CRI_NAMESPACE && self.cri.load(Ordering::Relaxed))
+            || (self.docker.load(Ordering::Relaxed) && is_docker())
+    }
+
+    /// The name under which a container of a namespace is told: its id alone where it is Docker's or CRI's, else
+    /// `<namespace>:<id>`. `None` where that is none.
+    fn key(&self, namespace: &[u8], id: &[u8]) -> Option<ContainerId> {
+        let (namespace, id) = (utf8(namespace)?, utf8(id)?);
+        if self.is_claimed(namespace) {
+            ContainerId::parse(id)
+        } else {
+            own_key(namespace, id)
         }
     }
 }
 
-async fn session(
-    socket: &Path,
-    cri: Option<&SourceId>,
-    context: &WatchContext,
-    backoff: &mut Backoff,
-) -> Result<(), tonic::Status> {
-    let path: Arc<Path> = socket.into();
-    let connector = tower::service_fn(move |_: tonic::transport::Uri| {
-        let path = Arc::clone(&path);
-        async move { UnixStream::connect(&path).await.map(TokioIo::new) }
-    });
-    let channel = tonic::transport::Endpoint::from_static("http://localhost")
-        .connect_with_connector_lazy(connector);
-    let request = SubscribeRequest {
-        filters: FILTERS.map(str::to_owned).to_vec(),
-    };
-    let mut stream: Streaming<Envelope> = EventsClient::new(channel)
-        .subscribe(request)
-        .await?
-        .into_inner();
-    tracing::debug!(socket = %socket.display(), "hints are read");
-    while let Some(envelope) = stream.message().await? {
-        backoff.reset();
-        take(&envelope, cri, context);
-    }
-    Ok(())
+/// The key of a container that is containerd's own.
+fn own_key(namespace: &str, id: &str) -> Option<ContainerId> {
+    // A colon is the mark between the two, and neither can have one (containerd, `pkg/identifiers`).
+    let is_whole = !namespace.is_empty() && !id.is_empty() && !namespace.contains(':');
+    is_whole
+        .then(|| ContainerId::parse(&format!("{namespace}:{id}")))
+        .flatten()
 }
 
-/// Tells the collector of one event, without ever waiting. What does not fit is lost, as a hint may be.
-fn take(envelope: &Envelope, cri: Option<&SourceId>, context: &WatchContext) {
-    if envelope.topic == b"/tasks/create"
-        && let Some((id, pid)) = created_task(envelope)
-    {
-        let reading = context.processes.read(pid);
-        let fd = match &reading {
-            ProcessReading::Alive(process) => process.fd,
-            ProcessReading::Dead | ProcessReading::Denied => None,
-        };
-        tracing::debug!(%id, pid, "hint");
-        let sent = context
-            .observations
-            .try_send(Observation::Process { id, pid, reading });
-        if !sent && let Some(fd) = fd {
-            context.processes.fds().release(fd);
-        }
-    }
-    if envelope.namespace == CRI_NAMESPACE
-        && let Some(source) = cri
-    {
-        context.observations.try_send(Observation::ListDue {
-            source: source.clone(),
-        });
-    }
+/// Namespace and id of such a key.
+fn split_key(key: &ContainerId) -> Option<(&str, &str)> {
+    key.as_str().split_once(':')
 }
 
-/// The container and the pid of a `/tasks/create`; `None` where either is missing or no id.
-fn created_task(envelope: &Envelope) -> Option<(ContainerId, u32)> {
-    let event = envelope.event.as_ref()?;
-    let task = TaskCreate::decode(event.value.as_slice()).ok()?;
-    let id = ContainerId::parse(std::str::from_utf8(&task.container_id).ok()?)?;
-    (task.pid != 0).then_some((id, task.pid))
+fn utf8(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes).ok()
+}
+
+/// A request to one namespace.
+fn in_namespace<T>(message: T, namespace: &str) -> Result<Request<T>, Status> {
+    let value = MetadataValue::try_from(namespace)
+        .map_err(|_| Status::invalid_argument("a namespace has such a name only by mistake"))?;
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("containerd-namespace", value);
+    Ok(request)
+}
+
+/// Unix nanoseconds; `None` where there is no such time.
+fn unix_ns(seconds: i64, nanos: i32) -> Option<u64> {
+    let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0)?;
+    let nanos = u64::try_from(nanos).ok()?;
+    seconds.checked_mul(1_000_000_000)?.checked_add(nanos)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn envelope(value: Vec<u8>) -> Envelope {
-        Envelope {
-            namespace: b"moby".to_vec(),
-            topic: b"/tasks/create".to_vec(),
-            event: Some(proto::Any { value }),
+    #[test]
+    fn a_namespace_belongs_to_docker_or_cri_only_while_they_are_watched() {
+        let claims = Claims::default();
+        let key = |claims: &Claims, namespace: &[u8]| {
+            claims
+                .key(namespace, b"web")
+                .map(|key| key.as_str().to_owned())
+        };
+        assert_eq!(key(&claims, b"k8s.io").as_deref(), Some("k8s.io:web"));
+        claims.add(RuntimeType::Containerd);
+        claims.add(RuntimeType::Docker);
+        claims.add(RuntimeType::Cri);
+        for (namespace, expected) in [
+            (b"k8s.io".as_slice(), Some("web")),
+            (b"moby", Some("web")),
+            (b"moby-1000.1000", Some("web")),
+            (b"mobydick", Some("mobydick:web")),
+            (b"default", Some("default:web")),
+            (b"a:b", None),
+            (b"", None),
+            (b"\xff", None),
+        ] {
+            assert_eq!(key(&claims, namespace).as_deref(), expected);
         }
     }
 
     #[test]
-    fn a_task_that_was_created_has_a_container_and_a_pid() {
-        let task = TaskCreate {
-            container_id: b"abc".to_vec(),
-            pid: 7,
-        };
-        let (id, pid) = created_task(&envelope(task.encode_to_vec())).expect("it is whole");
-        assert_eq!((id.as_str(), pid), ("abc", 7));
-    }
-
-    #[test]
-    fn what_is_malformed_is_no_hint() {
-        let without_pid = TaskCreate {
-            container_id: b"abc".to_vec(),
-            pid: 0,
-        };
-        let hostile = TaskCreate {
-            container_id: b"a/b\xff".to_vec(),
-            pid: 7,
-        };
-        let values = [
-            without_pid.encode_to_vec(),
-            hostile.encode_to_vec(),
-            vec![0xff; 40],
-            Vec::new(),
-        ];
-        for value in values {
-            assert!(
-                created_task(&envelope(value.clone())).is_none(),
-                "{value:?}"
-            );
+    fn a_time_before_1970_is_none() {
+        assert_eq!(unix_ns(1, 5), Some(1_000_000_005));
+        for (seconds, nanos) in [(0, 0), (-62_135_596_800, 0), (5, -1), (i64::MAX, 0)] {
+            assert_eq!(unix_ns(seconds, nanos), None);
         }
-        let empty = Envelope::default();
-        assert!(created_task(&empty).is_none());
     }
 }

@@ -1,7 +1,8 @@
 //! The I/O: calls, time limits, and what a gRPC status means.
 
+use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,11 +18,12 @@ use super::normalise::{self, Runtime};
 use super::pods::{ListFacts, Pods};
 use super::proto::runtime_service_client::RuntimeServiceClient;
 use super::proto::{
-    ContainerStatus, ContainerStatusRequest, ExecSyncRequest, GetEventsRequest,
-    ListContainersRequest, ListPodSandboxRequest, PodSandboxStatusRequest,
+    self, ContainerStatus, ContainerStatusRequest, ExecSyncRequest, GetEventsRequest,
+    ListContainersRequest, ListContainersResponse, ListPodSandboxRequest, PodSandboxStatusRequest,
     PodSandboxStatusResponse, VersionRequest,
 };
-use crate::model::{ContainerId, ContainerKind, Pod};
+use crate::model::{Container, ContainerId, ContainerKind, Pod};
+use crate::runtime::containerd::{CRI_NAMESPACE, tasks};
 use crate::runtime::probe::Probe;
 use crate::runtime::text;
 use crate::runtime::{
@@ -36,6 +38,9 @@ const KUBELET_API_VERSION: &str = "0.1.0";
 /// it counts as accepted. A refusal comes at once; an acceptance says nothing until the first event.
 const SUBSCRIBE_SETTLE: Duration = Duration::from_millis(50);
 
+/// Time for containerd's list of tasks, which asks every shim: each that hangs takes 2 s (containerd, `stateTimeout`).
+const SKETCH_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Longest part of a server's error message that is kept, in characters.
 const SERVER_MESSAGE_CHARS_MAX: usize = 256;
 
@@ -46,7 +51,19 @@ pub(super) struct CriClient {
     runtime: Runtime,
     uri: String,
     pods: Arc<Pods>,
+    channel: Channel,
+    /// The containers of the first list, for [`RuntimeClient::sketch`]: only at the beginning is much unknown.
+    first_list: Mutex<FirstList>,
     options: Options,
+}
+
+/// Whether the first list has been made, and its rows until they are used or the next list is made.
+#[derive(Debug, Default)]
+enum FirstList {
+    #[default]
+    Awaited,
+    Kept(Vec<proto::Container>),
+    Over,
 }
 
 /// Asks for the version. The caller limits the time.
@@ -70,8 +87,8 @@ pub(in crate::runtime) async fn connect(
     // The authority is of no meaning on a unix socket; grpc-go wants it to be well formed.
     let channel = tonic::transport::Endpoint::from_static("http://localhost")
         .connect_with_connector_lazy(connector);
-    let mut calls =
-        RuntimeServiceClient::new(channel).max_decoding_message_size(options.message_bytes_max);
+    let mut calls = RuntimeServiceClient::new(channel.clone())
+        .max_decoding_message_size(options.message_bytes_max);
 
     let version = calls
         .version(version_request())
@@ -102,6 +119,8 @@ pub(in crate::runtime) async fn connect(
         runtime,
         uri,
         pods: Arc::default(),
+        channel,
+        first_list: Mutex::default(),
         options: options.clone(),
     }))
 }
@@ -157,9 +176,32 @@ impl RuntimeClient for CriClient {
             .within(request, self.options.request_timeout, both)
             .await?
             .map_err(|status| self.failed(request, &status))?;
-        let (listing, known) = normalise::listing(sandboxes.into_inner(), containers.into_inner());
+        let containers = containers.into_inner();
+        self.keep_first_list(&containers);
+        let (listing, known) = normalise::listing(sandboxes.into_inner(), containers);
         self.pods.replace(known);
         Ok(listing)
+    }
+
+    /// containerd tells all pids in one call of its own API, on the same socket.
+    async fn sketch(&self, ids: &BTreeSet<ContainerId>) -> Result<Vec<Container>, RuntimeError> {
+        let request = "tasks";
+        let FirstList::Kept(rows) = self.replace_first_list(FirstList::Over) else {
+            return Ok(Vec::new());
+        };
+        let tasks = tasks::list(self.channel.clone(), CRI_NAMESPACE);
+        let pids = self
+            .within(request, SKETCH_TIMEOUT, tasks)
+            .await?
+            .map_err(|status| self.failed(request, &status))?;
+        let sketch = |row: proto::Container| {
+            let id = normalise::id(&row.id).filter(|id| ids.contains(id))?;
+            let pid = pids.get(id.as_str())?.live_pid()?;
+            let sandbox = normalise::id(&row.pod_sandbox_id);
+            let pod = sandbox.and_then(|sandbox| self.pods.pod_of_sandbox(&sandbox));
+            normalise::sketch(row, pid, pod.as_deref(), &self.runtime)
+        };
+        Ok(rows.into_iter().filter_map(sketch).collect())
     }
 
     async fn inspect(
@@ -175,7 +217,7 @@ impl RuntimeClient for CriClient {
 
     /// A server that accepts says nothing until the first event: its headers come with it. So the subscription is
     /// sent, then `Version` is asked on the same connection; when that has been answered, and no refusal has come
-    /// within [`SUBSCRIBE_SETTLE`], the subscription stands.
+    /// within [`SUBSCRIBE_SETTLE`], the subscription stands. containerd 2 does not refuse.
     async fn subscribe(&self) -> Result<EventStream, RuntimeError> {
         if self.shares_events() && !self.options.containerd_1_7_events {
             return Err(RuntimeError::Unsupported {
@@ -194,7 +236,9 @@ impl RuntimeClient for CriClient {
         subscription
             .settle(async {
                 self.ask_version(self.options.request_timeout).await?;
-                tokio::time::sleep(SUBSCRIBE_SETTLE).await;
+                if !self.surely_has_events() {
+                    tokio::time::sleep(SUBSCRIBE_SETTLE).await;
+                }
                 Ok(())
             })
             .await
@@ -333,8 +377,30 @@ impl CriClient {
 
     /// containerd before 2.0 has no event stream (1.6), or one whose events each go to one reader only (1.7).
     fn shares_events(&self) -> bool {
+        self.is_containerd() && major_version(&self.runtime.version).is_some_and(|major| major < 2)
+    }
+
+    fn surely_has_events(&self) -> bool {
+        self.is_containerd() && major_version(&self.runtime.version).is_some_and(|major| major >= 2)
+    }
+
+    fn is_containerd(&self) -> bool {
         &*self.runtime.name == "containerd"
-            && major_version(&self.runtime.version).is_some_and(|major| major < 2)
+    }
+
+    fn keep_first_list(&self, containers: &ListContainersResponse) {
+        let is_first = matches!(self.replace_first_list(FirstList::Over), FirstList::Awaited);
+        if is_first && self.is_containerd() {
+            self.replace_first_list(FirstList::Kept(containers.containers.clone()));
+        }
+    }
+
+    fn replace_first_list(&self, with: FirstList) -> FirstList {
+        let mut kept = self
+            .first_list
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut kept, with)
     }
 
     async fn within<T>(
@@ -404,14 +470,14 @@ fn whole_seconds(timeout: Duration) -> i64 {
 
 /// What a server answered instead of a message.
 #[derive(Debug)]
-pub(super) struct ServerSaid {
+pub(in crate::runtime) struct ServerSaid {
     code: Code,
     message: String,
 }
 
 impl ServerSaid {
     /// Takes the status' words, bounded and escaped.
-    pub(super) fn new(status: &Status) -> Self {
+    pub(in crate::runtime) fn new(status: &Status) -> Self {
         let mut message = status.message().to_owned();
         let mut cause = std::error::Error::source(status);
         while let Some(error) = cause {

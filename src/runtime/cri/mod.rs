@@ -10,7 +10,7 @@ mod info;
 mod normalise;
 mod pods;
 
-pub(super) use client::connect;
+pub(super) use client::{ServerSaid, connect};
 
 /// The messages and services of `proto/cri.proto`.
 #[allow(

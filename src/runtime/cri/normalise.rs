@@ -158,6 +158,36 @@ pub(super) fn container(
     })
 }
 
+/// A container that runs, as its list row and its pid tell it.
+pub(super) fn sketch(
+    row: proto::Container,
+    pid: u32,
+    pod: Option<&Pod>,
+    runtime: &Runtime,
+) -> Option<Container> {
+    let facts = ListFacts {
+        sandbox_id: id(&row.pod_sandbox_id),
+        ..ListFacts::default()
+    };
+    let info = Info {
+        pid: Some(pid),
+        ..Info::default()
+    };
+    let status = ContainerStatus {
+        id: row.id,
+        metadata: row.metadata,
+        state: row.state,
+        created_at: row.created_at,
+        image: row.image,
+        image_ref: row.image_ref,
+        image_id: row.image_id,
+        labels: row.labels,
+        ..ContainerStatus::default()
+    };
+    let container = container(&status, info, &facts, pod, runtime)?;
+    (container.state == State::Running).then_some(container)
+}
+
 /// One sandbox.
 pub(super) fn sandbox(
     status: &PodSandboxStatus,

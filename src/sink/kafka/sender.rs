@@ -30,13 +30,14 @@ use super::errors::{Class, classify};
 use super::stamps::{Stamp, Stamps};
 use crate::backoff::Backoff;
 use crate::model::Topic;
-use crate::sink::cloudevents;
 use crate::sink::report::{Abandoned, HealthTeller, Reporter};
 use crate::sink::{
     Checked, Ended, IN_FLIGHT_MAX, Landmark, Loss, Outcome, Outgoing, Position, SinkError, Verdict,
 };
+use crate::sink::{cloudevents, encoded};
 use crate::telemetry::chain;
 use crate::wire;
+use crate::wire::encoding::Encoding;
 
 /// The waits before another producer is made.
 const REBUILD_FIRST: Duration = Duration::from_millis(50);
@@ -297,7 +298,15 @@ impl Sender {
         }
         pending.stamp = Some(stamp);
         let topic = self.checker.topics.topic_name(pending.message.topic);
-        match send(&live.producer, &topic, ticket, &pending.message, stamp) {
+        let encoding = self.checker.topics.encoding;
+        match send(
+            &live.producer,
+            &topic,
+            ticket,
+            &pending.message,
+            stamp,
+            encoding,
+        ) {
             Ok(()) => {
                 self.cursor = ticket + 1;
                 self.in_flight += 1;
@@ -600,8 +609,11 @@ fn send(
     ticket: u64,
     message: &Outgoing,
     stamp: Stamp,
+    encoding: Encoding,
 ) -> Result<(), Code> {
-    let headers = cloudevents::headers(message, '_').iter().fold(
+    // Our own text is one of the topic's messages. What is not is refused for what it is.
+    let value = encoded(message, encoding).map_err(|_| Code::InvalidRecord)?;
+    let headers = cloudevents::headers(message, '_', encoding).iter().fold(
         OwnedHeaders::new_with_capacity(6),
         |headers, (key, value)| {
             headers.insert(Header {
@@ -615,7 +627,7 @@ fn send(
         .key(key.as_str())
         .timestamp(stamp.time_ms)
         .headers(headers);
-    if let Some(value) = message.value.as_deref() {
+    if let Some(value) = value.as_deref() {
         record = record.payload(value);
     }
     producer

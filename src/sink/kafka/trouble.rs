@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use rdkafka::config::ClientConfig;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::client::{self, BATCH_BYTES_MAX, Notice};
@@ -47,8 +47,11 @@ pub(super) async fn explain(
 
 /// What a producer is told first.
 async fn reason(config: &ClientConfig) -> Option<(Code, String)> {
+    let mut config = config.clone();
+    // What it logs is what it tells us too; each attempt's line would not be the last one's.
+    config.set_log_level(RDKafkaLogLevel::Critical);
     let (producer, mut notices) =
-        client::open_producer(config, BATCH_BYTES_MAX, client::Order::Gapless).ok()?;
+        client::open_producer(&config, BATCH_BYTES_MAX, client::Order::Gapless).ok()?;
     let listening = async {
         let mut last = None;
         while let Some(notice) = notices.recv().await {

@@ -11,6 +11,7 @@
 //! - After each reconnect nothing goes out before the last acknowledged delta is read back ([`super::sound`]). Where
 //!   it is lost, no message ends any more, and [`Publisher::lost`] tells.
 
+use std::borrow::Cow;
 use std::str::FromStr as _;
 use std::time::Duration;
 
@@ -30,9 +31,12 @@ use super::streams;
 use crate::backoff::Backoff;
 use crate::model::Topic;
 use crate::sink::report::HealthTeller;
-use crate::sink::{Loss, ManageTopics, Outcome, Outgoing, Position, TopicSettings, cloudevents};
+use crate::sink::{
+    Loss, ManageTopics, Outcome, Outgoing, Position, TopicSettings, cloudevents, encoded,
+};
 use crate::telemetry::chain;
 use crate::wire;
+use crate::wire::encoding::Encoding;
 
 /// The waits before a message is sent again.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
@@ -156,9 +160,14 @@ impl Publisher {
     async fn deliver_as_it_is(&self, message: &Outgoing, replaces: u64) -> Delivered {
         let subject = self.naming.subject(message);
         let stream = self.naming.stream(message.topic);
-        let mut headers = match headers(message) {
+        let encoding = self.settings.encoding;
+        let mut headers = match headers(message, encoding) {
             Ok(headers) => headers,
             Err(reason) => return rejected(reason),
+        };
+        let payload = match encoded(message, encoding) {
+            Ok(value) => value.map(Cow::into_owned).unwrap_or_default(),
+            Err(error) => return rejected(chain(&error)),
         };
         let mut replaces = replaces;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
@@ -171,7 +180,10 @@ impl Publisher {
                 }
             }
             self.wait_until_sound().await;
-            let must_look = match self.attempt(&subject, headers.clone(), message).await {
+            let must_look = match self
+                .attempt(&subject, headers.clone(), payload.clone())
+                .await
+            {
                 Attempt::Stored(sequence, is_double) => {
                     return self.stored(message, sequence, is_double).await;
                 }
@@ -271,13 +283,9 @@ impl Publisher {
         }
     }
 
-    async fn attempt(&self, subject: &str, headers: HeaderMap, message: &Outgoing) -> Attempt {
-        let payload = message
-            .value
-            .as_ref()
-            .map_or_else(Default::default, |value| value.to_vec().into());
+    async fn attempt(&self, subject: &str, headers: HeaderMap, payload: Vec<u8>) -> Attempt {
         let lost = self.connection.lost();
-        let request = Request::new().headers(headers).payload(payload);
+        let request = Request::new().headers(headers).payload(payload.into());
         let sending = self
             .connection
             .client
@@ -435,9 +443,9 @@ fn refusal(error: &ApiError) -> Attempt {
 }
 
 /// The headers of a message, but for the sequence that it replaces.
-fn headers(message: &Outgoing) -> Result<HeaderMap, String> {
+fn headers(message: &Outgoing, encoding: Encoding) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
-    for (name, value) in cloudevents::headers(message, '-') {
+    for (name, value) in cloudevents::headers(message, '-', encoding) {
         let value = HeaderValue::from_str(&value)
             .map_err(|_| format!("the header {name} has a line break in it"))?;
         headers.insert(name.as_str(), value);

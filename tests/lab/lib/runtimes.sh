@@ -18,6 +18,35 @@ component_path() {
   esac
 }
 
+# A runc that notes, for each container that it has created, the id and the PID namespace of its init process: what is
+# true of containers that live for some ms, by nobody's word but runc's own and the kernel's.
+write_observed_runc() {
+  [[ -f $DIR/observed-runc ]] && return
+  cat >"$DIR/observed-runc.new" <<EOF
+#!/bin/sh
+/usr/sbin/runc "\$@"
+status=\$?
+is_create= pid_file= id=
+while [ \$# -gt 0 ]; do
+  case \$1 in
+  create) is_create=1 ;;
+  --pid-file) pid_file=\$2 ;;
+  esac
+  id=\$1
+  shift
+done
+if [ "\$is_create" ] && [ \$status -eq 0 ] && [ -f "\$pid_file" ]; then
+  read -r pid <"\$pid_file" || [ "\$pid" ]
+  echo "\$id \$(readlink "/proc/\$pid/ns/pid")" >>"$DIR/observed"
+fi
+exit \$status
+EOF
+  chmod 0755 "$DIR/observed-runc.new"
+  mv "$DIR/observed-runc.new" "$DIR/observed-runc"
+  : >"$DIR/observed"
+  env_put LAB_OBSERVED "$DIR/observed"
+}
+
 containerd_binary() {
   case $1 in
   containerd2 | docker-containerd) echo "$CACHE/new/containerd/usr/bin/containerd" ;;
@@ -89,6 +118,12 @@ EOF
   BinaryName = "/usr/sbin/runc"
   Root = "$home/runc"
   SystemdCgroup = false
+[$cri.containerd.runtimes.observed]
+  runtime_type = "io.containerd.runc.v2"
+[$cri.containerd.runtimes.observed.options]
+  BinaryName = "$DIR/observed-runc"
+  Root = "$home/runc"
+  SystemdCgroup = false
 EOF
   if ((major >= 2)); then
     cat <<EOF
@@ -106,6 +141,7 @@ start_containerd() {
   version=$("$binary" --version | awk '{print $3}' | sed 's/[~+].*//')
   ctr=$(dirname "$binary")/ctr
   mkdir -p "$home"/{root,state,cni,opt}
+  write_observed_runc
   containerd_config "$name" "$home" "$socket" "${version%%.*}" >"$home/config.toml"
   spawn "$name" env PATH="$(component_path "$name")" TMPDIR="$home" "$binary" --config "$home/config.toml"
   wait_ready "$name" "$ctr" -a "$socket" namespaces list
@@ -158,7 +194,8 @@ start_docker() {
 {
   "bridge": "none", "iptables": false, "ip6tables": false, "ip-forward": false, "ip-masq": false,
   "userland-proxy": false, "live-restore": true, "storage-driver": "overlay2",
-  "cgroup-parent": "/$CGROUP", "exec-opts": ["native.cgroupdriver=cgroupfs"]
+  "cgroup-parent": "/$CGROUP", "exec-opts": ["native.cgroupdriver=cgroupfs"],
+  "runtimes": { "observed": { "path": "$DIR/observed-runc" } }
 }
 EOF
   # 20.10 puts an identity into /etc/docker, wherever its other folders are, and holds it in memory from then on.
