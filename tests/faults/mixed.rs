@@ -16,6 +16,8 @@ use crate::proxy::Proxy;
 
 /// How long the long course lasts where nobody says.
 const MINUTES_DEFAULT: u64 = 30;
+/// Kills in a start, and in the start that follows it: each mends what the one before left.
+const KILLS_IN_A_ROW: usize = 3;
 /// Longest life between two kills, in milliseconds.
 const LIFE_MS: u64 = 600;
 /// How long one history of the long course lasts: the topics are read from their start.
@@ -34,7 +36,11 @@ async fn some_faults(
         let which = course.rng.next() >> 8;
         match kind {
             0..35 => kill_after(course, LIFE_MS).await?,
-            35..65 => kill_after(course, EARLY_MS).await?,
+            35..65 => {
+                for _ in 0..KILLS_IN_A_ROW {
+                    kill_after(course, EARLY_MS).await?;
+                }
+            }
             65..84 => course.runtime_fault(which).await?,
             84..90 => network_fault(course, proxy, which).await?,
             90..97 => broker_fault(course, broker, which).await?,
