@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use quaymaster::model::Topic;
 use quaymaster::sink::kafka::KafkaSink;
-use quaymaster::sink::{IN_FLIGHT_MAX, Outgoing, Report, Sink as _, SinkHealth, TopicSettings};
+use quaymaster::sink::{
+    Ended, IN_FLIGHT_MAX, Outgoing, Report, Sink as _, SinkHealth, TopicSettings,
+};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -191,7 +193,7 @@ async fn play(
 struct Player {
     requests: mpsc::Sender<Outgoing>,
     reports: mpsc::Receiver<Report>,
-    task: JoinHandle<Result<(), quaymaster::sink::SinkError>>,
+    task: JoinHandle<Result<Ended, quaymaster::sink::SinkError>>,
     next_row: u64,
 }
 
@@ -235,7 +237,10 @@ impl Player {
 
     async fn end(self) -> anyhow::Result<()> {
         drop(self.requests);
-        Ok(self.task.await??)
+        match self.task.await?? {
+            Ended::Finished => Ok(()),
+            Ended::BusLostData(loss) => anyhow::bail!("the broker lost data: {loss:?}"),
+        }
     }
 }
 
