@@ -158,6 +158,7 @@ impl Daemon {
             host_id,
             ce_source: "/quaymaster/bench".into(),
             committed,
+            lost: Arc::new(tokio::sync::Notify::new()),
             status,
             reports: running.inputs.clone(),
             health,

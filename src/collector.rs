@@ -459,6 +459,7 @@ impl Collector {
                 owed = self.parts.outbox.totals().messages,
                 "the bus lost what it had acknowledged; it is sent again"
             );
+            self.parts.outbox.owe_read_back();
             self.observe(Observation::StateDue);
             self.commit();
             self.parts.committed.notify_one();

@@ -184,7 +184,8 @@ impl Daemon {
             &processes,
         );
         let reader = parts.outbox.reader();
-        let owes_read_back = config.read_back && parts.outbox.owes_read_back();
+        let owes_read_back = parts.outbox.owes_read_back();
+        let lost = Arc::new(Notify::new());
         let renderer = parts.renderer.clone();
         let ce_source = crate::wire::ce_source(&host_id);
         let forgotten = unconfigured(config, &parts.restored);
@@ -199,6 +200,7 @@ impl Daemon {
         };
         let publisher = Publisher {
             reader,
+            lost: Arc::clone(&lost),
             host_id,
             ce_source,
             committed: channels.committed,
@@ -239,12 +241,14 @@ impl Daemon {
         }
         let mut readers = JoinSet::new();
         let stop = context.stop.clone();
-        if owes_read_back {
+        if config.read_back {
             readers.spawn(read_back(
                 keys_reader,
                 own.host_id.clone(),
                 channels.snapshot.clone(),
                 running.inputs.clone(),
+                owes_read_back,
+                lost,
                 stop.clone(),
             ));
         }

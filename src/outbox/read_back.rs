@@ -1,5 +1,5 @@
-//! Whether an epoch still owes the read-back of its host's keys: a file of its own beside the database, made before the
-//! epoch's first commit, and removed after the commit that has the tombstones.
+//! Whether the read-back of the host's keys is owed: a file of its own beside the database, made before the first commit
+//! of an epoch and when the bus has lost data, and removed after the commit that has the tombstones.
 
 use std::fs::File;
 use std::path::Path;
@@ -8,7 +8,7 @@ use super::Outbox;
 
 const OWED_FILE: &str = "read-back";
 
-/// Notes that a new epoch owes it, best effort: without it, rows of the earlier epoch leave when they expire.
+/// Notes that it is owed, best effort: without it, rows of the earlier epoch leave when they expire.
 pub(super) fn owe(directory: &Path) {
     if let Err(error) = File::create(directory.join(OWED_FILE)) {
         tracing::warn!(%error, "that keys are to be read back from the bus cannot be noted");
@@ -16,6 +16,11 @@ pub(super) fn owe(directory: &Path) {
 }
 
 impl Outbox {
+    /// Notes that they are to be read back: the bus has lost data, and perhaps tombstones.
+    pub fn owe_read_back(&self) {
+        owe(&self.directory);
+    }
+
     /// Whether this host's keys are to be read back from the bus.
     pub fn owes_read_back(&self) -> bool {
         self.directory.join(OWED_FILE).exists()

@@ -35,6 +35,8 @@ pub struct Publisher {
     pub committed: Arc<Notify>,
     /// The status, newest last.
     pub status: mpsc::Receiver<Outgoing>,
+    /// Told when the bus has lost data: its keys are to be read back.
+    pub lost: Arc<Notify>,
     /// Reports go to the collector.
     pub reports: mpsc::Sender<Input>,
     /// How the bus stands.
@@ -147,6 +149,7 @@ impl Publisher {
         if self.reports.send(lost).await.is_ok() {
             // Without an answer the collector has ended, and we are about to.
             let _ = committed.await;
+            self.lost.notify_one();
         }
     }
 
