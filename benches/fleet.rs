@@ -199,7 +199,7 @@ struct Player {
 
 impl Player {
     fn start(kafka: &str, topics: &TopicSettings, number: usize) -> Self {
-        let sink = KafkaSink::new(
+        let mut sink = KafkaSink::new(
             [kafka.to_owned()].as_slice(),
             topics,
             &format!("fleet-{number}"),
@@ -208,7 +208,7 @@ impl Player {
         let (outgoing, reports) = mpsc::channel(IN_FLIGHT_MAX);
         let (health, _) = watch::channel(SinkHealth::default());
         let stop = CancellationToken::new();
-        let task = tokio::spawn(Box::new(sink).run(incoming, outgoing, health, stop));
+        let task = tokio::spawn(async move { sink.run(incoming, outgoing, health, stop).await });
         Self {
             requests,
             reports,
