@@ -28,6 +28,7 @@ mod world;
 
 mod disks;
 mod kills;
+mod lost;
 mod mixed;
 mod runtimes;
 mod same_host;
