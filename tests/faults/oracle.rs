@@ -161,22 +161,27 @@ impl Oracle {
             "gap" => {
                 self.gaps += 1;
                 self.in_gap = true;
-                self.snapshot = Some(BTreeSet::new());
+                // One that stands for a refused line of a snapshot is within it: the snapshot goes on.
+                if delta["reason"] != "quarantine" {
+                    self.snapshot = None;
+                }
                 for told in self.told.values_mut() {
                     told.is_cut = true;
                 }
             }
             "snapshot_end" => {
                 self.in_gap = false;
-                if let Some(named) = self.snapshot.take() {
-                    self.fold.retain(|id, _| named.contains(id));
-                    for (id, told) in &mut self.told {
-                        told.is_there &= named.contains(id);
-                    }
+                let named = self.snapshot.take().unwrap_or_default();
+                self.fold.retain(|id, _| named.contains(id));
+                for (id, told) in &mut self.told {
+                    told.is_there &= named.contains(id);
                 }
             }
             "create" | "snapshot" | "start" | "stop" | "update" | "delete" => {
                 self.tell(op, &id, container);
+                if op == "snapshot" {
+                    self.snapshot.get_or_insert_default();
+                }
                 if let Some(named) = &mut self.snapshot {
                     match op {
                         "delete" => drop(named.remove(&id)),
@@ -265,7 +270,11 @@ impl Oracle {
         {
             let ended = earlier["valid_to_ms"].as_u64();
             let began = value["valid_from_ms"].as_u64().unwrap_or(0);
-            if ended.is_none_or(|ended| ended > began + 50) {
+            let is_free = match ended {
+                Some(ended_ms) => ended_ms <= began + 50,
+                None => self.endless.contains(&namespace_and_begin(&earlier)),
+            };
+            if !is_free {
                 self.complain(format!(
                     "a number goes to another before it is free: {earlier} then {value}"
                 ));
