@@ -440,7 +440,7 @@ impl Collector {
         tracing::info!(
             buried,
             keys = keys.len(),
-            "what an earlier epoch left on the bus gets its tombstone"
+            "what no longer holds is on the bus, and gets its tombstone"
         );
     }
 

@@ -4,6 +4,8 @@
 //! `oracle.rs` reads the bus as a stranger would and compares. Each run prints its seed; `QUAYMASTER_FAULTS_SEED`
 //! repeats it (the history is then the same, the interleaving is the machine's).
 
+#[path = "../sink/admin.rs"]
+mod admin;
 #[path = "../it/fake_cri.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod fake_cri;
@@ -28,6 +30,8 @@ mod world;
 
 mod disks;
 mod kills;
+mod lost;
 mod mixed;
+mod refused;
 mod runtimes;
 mod same_host;

@@ -46,6 +46,8 @@ pub(crate) struct Oracle {
     puts: Vec<Value>,
     /// Mappings without an end that were tombstoned.
     bare_tombstones: Vec<Value>,
+    /// Mappings whose ends the bus has lost: namespace and begin.
+    endless: BTreeSet<(String, u64)>,
     /// Whether a line of the earlier epochs may still be in the compacted topics.
     pub(crate) lost_epochs: usize,
     pub(crate) complaints: Vec<String>,
@@ -159,22 +161,27 @@ impl Oracle {
             "gap" => {
                 self.gaps += 1;
                 self.in_gap = true;
-                self.snapshot = Some(BTreeSet::new());
+                // One that stands for a refused line of a snapshot is within it: the snapshot goes on.
+                if delta["reason"] != "quarantine" {
+                    self.snapshot = None;
+                }
                 for told in self.told.values_mut() {
                     told.is_cut = true;
                 }
             }
             "snapshot_end" => {
                 self.in_gap = false;
-                if let Some(named) = self.snapshot.take() {
-                    self.fold.retain(|id, _| named.contains(id));
-                    for (id, told) in &mut self.told {
-                        told.is_there &= named.contains(id);
-                    }
+                let named = self.snapshot.take().unwrap_or_default();
+                self.fold.retain(|id, _| named.contains(id));
+                for (id, told) in &mut self.told {
+                    told.is_there &= named.contains(id);
                 }
             }
             "create" | "snapshot" | "start" | "stop" | "update" | "delete" => {
                 self.tell(op, &id, container);
+                if op == "snapshot" {
+                    self.snapshot.get_or_insert_default();
+                }
                 if let Some(named) = &mut self.snapshot {
                     match op {
                         "delete" => drop(named.remove(&id)),
@@ -263,7 +270,11 @@ impl Oracle {
         {
             let ended = earlier["valid_to_ms"].as_u64();
             let began = value["valid_from_ms"].as_u64().unwrap_or(0);
-            if ended.is_none_or(|ended| ended > began + 50) {
+            let is_free = match ended {
+                Some(ended_ms) => ended_ms <= began + 50,
+                None => self.endless.contains(&namespace_and_begin(&earlier)),
+            };
+            if !is_free {
                 self.complain(format!(
                     "a number goes to another before it is free: {earlier} then {value}"
                 ));
@@ -272,10 +283,24 @@ impl Oracle {
         self.puts.push(value);
     }
 
-    /// What an earlier epoch left is tombstoned by one that knows nothing of its end; all else has its end first.
+    /// The mappings that are open on the bus now.
+    pub(crate) fn open_mappings(&self) -> BTreeSet<(String, u64)> {
+        let mappings = self.mappings.values();
+        let open = mappings.filter(|mapping| mapping["valid_to_ms"].is_null());
+        open.map(namespace_and_begin).collect()
+    }
+
+    /// The bus is one that was put back to when these were open: their ends may be lost, with the tombstones behind them.
+    pub(crate) fn lost_ends_of(&mut self, open: BTreeSet<(String, u64)>) {
+        self.endless = open;
+    }
+
+    /// What an earlier epoch left, or an earlier copy of the bus, is tombstoned by one that knows nothing of its end any
+    /// more; all else has its end first.
     pub(crate) fn check_tombstones(&mut self) {
         for earlier in std::mem::take(&mut self.bare_tombstones) {
-            if self.is_of_this_epoch(&earlier) {
+            let is_endless = self.endless.contains(&namespace_and_begin(&earlier));
+            if self.is_of_this_epoch(&earlier) && !is_endless {
                 self.complain(format!("a tombstone, and no end before it: {earlier}"));
             }
         }
@@ -460,4 +485,9 @@ fn expected_fields(item: &Item) -> Vec<(&'static str, String)> {
 
 fn text(value: &Value, field: &str) -> String {
     value[field].as_str().unwrap_or_default().to_owned()
+}
+
+fn namespace_and_begin(mapping: &Value) -> (String, u64) {
+    let begin_ms = mapping["valid_from_ms"].as_u64().unwrap_or(0);
+    (text(mapping, "pns_id"), begin_ms)
 }

@@ -7,13 +7,11 @@ use anyhow::Context as _;
 use quaymaster::model::Topic;
 use quaymaster::sink::kafka::topics::Admin;
 use quaymaster::sink::{BusUrl, ManageTopics, Outcome, Sink, SinkError, TopicSettings, open};
-use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
-};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use serde::Deserialize;
 
+pub(crate) use crate::admin::admin;
+use crate::admin::alter;
 use crate::drive::{Driven, HOST, WAIT, delta, noise, now_ms, state};
 use crate::lab::{Broker, fresh_topics};
 
@@ -65,37 +63,6 @@ pub(crate) async fn kcat(servers: &[String], topic: &str) -> anyhow::Result<Vec<
         .lines()
         .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
         .collect()
-}
-
-pub(crate) fn admin(servers: &[String]) -> anyhow::Result<AdminClient<DefaultClientContext>> {
-    Ok(ClientConfig::new()
-        .set("bootstrap.servers", servers.join(","))
-        .create()?)
-}
-
-async fn alter(servers: &[String], topic: &str, key: &str, value: &str) -> anyhow::Result<()> {
-    let wish = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
-    let results = admin(servers)?
-        .alter_configs(&[wish], &AdminOptions::new())
-        .await?;
-    for result in results {
-        result.map_err(|(_, code)| code)?;
-    }
-    // The broker takes it over a little later.
-    let has_it = async {
-        loop {
-            let wanted = [ResourceSpecifier::Topic(topic)];
-            let found = admin(servers)?
-                .describe_configs(&wanted, &AdminOptions::new())
-                .await?;
-            let resource = found.into_iter().next().context("the topic")??;
-            let mut entries = resource.entries.into_iter();
-            if entries.any(|entry| entry.name == key && entry.value.as_deref() == Some(value)) {
-                return anyhow::Ok(());
-            }
-        }
-    };
-    tokio::time::timeout(WAIT, has_it).await?
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //!
 //! Without the lab's brokers the tests say what they skip; with `CI=true` they fail instead.
 
+mod admin;
 mod drive;
 mod enrich;
 mod kafka;
