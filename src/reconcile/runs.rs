@@ -331,13 +331,12 @@ fn take_event(line: &mut Line, known: &Known<'_>, event: &RuntimeEvent, may_be_n
                 ..RunStory::new(event.at_ns)
             });
         }
+        // The start of the newest run is still to come: what ended before it was an earlier one.
+        (EventKind::Died, Some(run))
+            if run.awaits_start && event.at_ns != 0 && event.at_ns < run.started_at_ns => {}
         (EventKind::Died, Some(run)) if !run.is_closed() => {
-            let is_of_earlier =
-                run.awaits_start && event.at_ns != 0 && event.at_ns < run.started_at_ns;
-            if !is_of_earlier {
-                run.end = Some(end_by(event));
-                run.awaits_start = false;
-            }
+            run.end = Some(end_by(event));
+            run.awaits_start = false;
         }
         (EventKind::Died, Some(run)) if run.awaits_end => {
             run.awaits_end = false;

@@ -69,6 +69,34 @@ impl Setup {
         self.dir.join("stdout")
     }
 
+    /// One of its subcommands, with the same settings.
+    pub(crate) fn command(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(&self.program[0]);
+        command.args(&self.program[1..]);
+        self.give(&mut command, subcommand);
+        command
+    }
+
+    fn give(&self, command: &mut Command, subcommand: &str) {
+        command
+            .arg(subcommand)
+            .args(["--bus", &self.bus, "--host-id", HOST_ID]);
+        command.arg("--state-dir").arg(self.dir.join("state"));
+        for endpoint in &self.endpoints {
+            command.args(["--endpoint", endpoint]);
+        }
+        command
+            .args(&self.arguments)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null());
+    }
+
+    /// Another bus than the one that consumers read at, such as a listener that asks for more.
+    pub(crate) fn at(mut self, bus: &str) -> Self {
+        bus.clone_into(&mut self.bus);
+        self
+    }
+
     /// Starts it. State, output and log go on where its last life left them.
     pub(crate) fn start(&self) -> Result<Collector<'_>> {
         let mut command = Command::new(&self.program[0]);
@@ -81,17 +109,8 @@ impl Setup {
         std::fs::create_dir_all(&self.dir)?;
         let log_path = self.dir.join("log");
         let log_from = std::fs::metadata(&log_path).map_or(0, |metadata| metadata.len());
-        command
-            .arg("run")
-            .args(["--bus", &self.bus, "--host-id", HOST_ID]);
-        command.arg("--state-dir").arg(self.dir.join("state"));
-        for endpoint in &self.endpoints {
-            command.args(["--endpoint", endpoint]);
-        }
+        self.give(&mut command, "run");
         let child = command
-            .args(&self.arguments)
-            .env_remove("RUST_LOG")
-            .stdin(Stdio::null())
             .stdout(append(&self.stdout())?)
             .stderr(append(&log_path)?)
             .spawn()

@@ -32,7 +32,11 @@ const BEFORE_MS: u64 = 3_600_000;
 /// After it lived, and after the tolerance of 2 s; Flink would take all other events for late if this were far ahead.
 const AFTER_MS: u64 = 4_500;
 /// What a container does that lives some ms and says itself in which namespace, and when (seconds since boot).
-const BLINK: [&str; 3] = ["sh", "-c", "readlink /proc/self/ns/pid; cat /proc/uptime"];
+const BLINK: [&str; 3] = [
+    "sh",
+    "-c",
+    "readlink /proc/self/ns/pid; cat /proc/uptime; sleep 0.1",
+];
 
 #[test]
 fn kafka_streams_gives_process_events_their_containers() -> Result<()> {

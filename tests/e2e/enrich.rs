@@ -94,7 +94,7 @@ fn events_carry_the_name(bus: BusKind) -> Result<()> {
         "busybox:lab",
         "sh",
         "-c",
-        "readlink /proc/self/ns/pid; date +%s",
+        "readlink /proc/self/ns/pid; date +%s; sleep 0.1",
     ])?;
     let (pns, seconds) = told.split_once('\n').context("two lines")?;
     let seconds: u64 = seconds.trim().parse()?;

@@ -213,8 +213,14 @@ impl Host {
         );
         for (pns, mapping) in &mappings {
             let has_ended = !mapping["valid_to_ms"].is_null();
+            // A dockerd that was killed between a container's creation and its start leaves its process behind,
+            // and says that the container does not run; its namespace lives all the same.
+            let pid = mapping["pid"]
+                .as_u64()
+                .and_then(|pid| u32::try_from(pid).ok());
+            let is_left = pid.is_some_and(|pid| pns_of(pid).is_ok_and(|lives| lives == *pns));
             ensure!(
-                has_ended || live.contains(pns),
+                has_ended || live.contains(pns) || is_left,
                 "{pns} is told as live: {mapping}"
             );
         }

@@ -20,12 +20,24 @@ impl Lab {
     /// `None` where the machine lacks something, which is told loudly. With `CI=true` that is an error: there
     /// everything has to be tested.
     pub(crate) fn up(components: &[&str]) -> Result<Option<Self>> {
+        Self::up_with(components, &[])
+    }
+
+    /// The same, with variables that `tests/lab/lib/brokers.sh` names.
+    pub(crate) fn up_with(
+        components: &[&str],
+        variables: &[(&str, String)],
+    ) -> Result<Option<Self>> {
         let dir = tempfile::Builder::new()
             .prefix("qm")
             .tempdir_in("/tmp")?
             .keep();
         let lab = Self { dir };
-        let output = lab.call("up", components)?;
+        let mut command = Command::new(script("lab"));
+        command.arg("up").arg(&lab.dir).args(components);
+        command.envs(variables.iter().map(|(name, value)| (*name, value)));
+        let output = command.stdin(Stdio::null()).output();
+        let output = output.context("failed to run tests/lab/lab")?;
         let is_there = is_there(&output, &format!("`lab up` of {components:?}"))?;
         Ok(is_there.then_some(lab))
     }

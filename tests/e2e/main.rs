@@ -3,6 +3,10 @@
 //! Everything that runs is private to its test: `tests/lab/lab` starts it in a folder of its own. A machine that
 //! lacks something skips loudly, except where `CI=true`.
 
+#[path = "../sink/secure/certificates.rs"]
+#[allow(dead_code, reason = "tests/sink uses the rest")]
+mod certificates;
+
 mod brokers;
 mod collector;
 mod consume;
@@ -18,6 +22,7 @@ mod lab;
 mod labs;
 mod local;
 mod older;
+mod operator;
 mod own;
 mod package;
 mod protobuf;

@@ -1,20 +1,18 @@
 //! The Debian package, made of the binary under test: installed, upgraded, removed and purged in a root file system of
-//! its own, and run with what its unit leaves it.
+//! its own. `operator.rs` runs it.
 
 use std::ffi::OsString;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 
-use crate::fold::field;
-use crate::host::{BusKind, Host};
 use crate::lab;
 
 /// The user of the tests' collector; one that the machine does not have.
-const UID: u32 = 64_713;
+pub(crate) const UID: u32 = 64_713;
 /// `systemd-analyze security` gives a unit up to 100; this one must not get worse than this.
 const EXPOSURE_MAX: &str = "--threshold=30";
 
@@ -68,38 +66,19 @@ fn the_package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn the_units_user_and_one_capability_are_enough() -> Result<()> {
-    let Some(mut host) = Host::usual(BusKind::Kafka)? else {
-        return Ok(());
-    };
-    let folder = TempDir::new()?;
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
-    let unpacked = folder.path().join("unpacked");
-    let package = package(folder.path(), "0.1.0")?;
+/// Unpacks the package, and gives its binary as the unit starts it: with a user of its own, one capability, and the
+/// groups of these sockets.
+pub(crate) fn unpacked_as_the_unit(folder: &Path, endpoints: &[String]) -> Result<Vec<OsString>> {
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
+    let unpacked = folder.join("unpacked");
+    let package = package(folder, "0.1.0")?;
     succeed(
         Command::new("dpkg-deb")
             .arg("-x")
             .arg(package)
             .arg(&unpacked),
     )?;
-    let sockets = [host.docker().endpoint(), host.cri().endpoint()];
-    let program = as_the_unit(&unpacked.join("usr/bin/quaymaster"), &sockets)?;
-    host.setup = host.setup.through(program);
-    std::fs::create_dir_all(host.setup.dir())?;
-    chown(host.setup.dir(), Some(UID), Some(UID))?;
-
-    let collector = host.setup.start()?;
-    let web = host.docker().run_staying("web", &[])?;
-    let pod = host.cri().pod("pod", &[])?;
-    let one = host.cri().run_staying(&pod, "one")?;
-    // That every live namespace is mapped is part of it: the capability is there, and used.
-    host.converged("docker run and a pod")?;
-    for id in [&web, &one] {
-        let record = host.record(id)?;
-        ensure!(field(&record, "pns").starts_with("pid:["), "{record}");
-    }
-    collector.stop()
+    as_the_unit(&unpacked.join("usr/bin/quaymaster"), endpoints)
 }
 
 /// What `deploy/systemd/quaymaster.service` says of user, groups and capabilities, in setpriv's words.
@@ -183,7 +162,7 @@ fn package(folder: &Path, version: &str) -> Result<PathBuf> {
     Ok(String::from_utf8(output.stdout)?.trim().into())
 }
 
-fn succeed(command: &mut Command) -> Result<Output> {
+pub(crate) fn succeed(command: &mut Command) -> Result<Output> {
     let output = command
         .output()
         .with_context(|| format!("failed to run {command:?}"))?;

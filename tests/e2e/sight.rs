@@ -7,10 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::collector::Collector;
-use crate::host::{BusKind, Host};
-use crate::lab::Lab;
+use crate::host::Host;
 use crate::wait::eventually;
-use crate::world::Docker;
 
 /// What Grafana puts in place of a dashboard's variables.
 const VARIABLES: [(&str, &str); 2] = [("$instance", ".*"), ("$__rate_interval", "10s")];
@@ -96,32 +94,24 @@ fn dashboard() -> Result<Vec<String>> {
     Ok(queries)
 }
 
-#[test]
-fn prometheus_sees_all_and_tells_of_a_dead_bus() -> Result<()> {
-    let Some(lab) = Lab::up(&["docker", "kafka", "prometheus"])? else {
-        return Ok(());
-    };
-    output_of(
-        Command::new("promtool")
-            .args(["check", "rules"])
-            .arg(deployed("prometheus/alerts.yml")),
-    )?;
-    output_of(
-        Command::new("promtool")
-            .args(["test", "rules"])
-            .arg(deployed("prometheus/alerts_test.yml")),
-    )?;
+/// The rules and their own tests, by promtool.
+pub(crate) fn check_rules() -> Result<()> {
+    for (verb, file) in [("check", "alerts.yml"), ("test", "alerts_test.yml")] {
+        let file = deployed("prometheus").join(file);
+        output_of(Command::new("promtool").args([verb, "rules"]).arg(file))?;
+    }
+    Ok(())
+}
 
-    let docker = Docker::new(&lab, "DOCKER")?;
-    let host = Host::of(lab, vec![docker], Vec::new(), BusKind::Kafka)?;
-    host.docker().run_staying("web", &[])?;
+/// Has the lab's Prometheus scrape a collector: every query of the dashboard gives data, and the alert for a dead bus
+/// fires when Kafka dies, and ends when it is back.
+pub(crate) fn prometheus_sees_all_and_tells_of_a_dead_bus(
+    host: &Host,
+    collector: &Collector<'_>,
+) -> Result<()> {
     let prometheus = Prometheus(host.lab.value("LAB_PROMETHEUS")?);
     let targets = PathBuf::from(host.lab.value("LAB_PROMETHEUS_TARGETS")?);
-    let setup = host
-        .setup
-        .with(&["--listen", "127.0.0.1:0", "--processes-interval", "2s"]);
-    let collector = setup.start()?;
-    let target = json!([{ "targets": [address_of(&collector)?] }]);
+    let target = json!([{ "targets": [address_of(collector)?] }]);
     std::fs::write(targets.join("collector.json"), target.to_string())?;
 
     let queries = dashboard()?;
@@ -146,7 +136,7 @@ fn prometheus_sees_all_and_tells_of_a_dead_bus() -> Result<()> {
 
     let alert = "QuaymasterBusDown".to_owned();
     host.lab.kill9(&["kafka"])?;
-    host.dockers[0].run_staying("while-away", &[])?;
+    host.docker().run_staying("while-away", &[])?;
     eventually("the alert for a dead bus", || {
         let firing = prometheus.firing()?;
         ensure!(firing.contains(&alert), "{firing:?}");
@@ -158,5 +148,5 @@ fn prometheus_sees_all_and_tells_of_a_dead_bus() -> Result<()> {
         ensure!(!firing.contains(&alert), "{firing:?}");
         Ok(())
     })?;
-    collector.stop()
+    Ok(())
 }

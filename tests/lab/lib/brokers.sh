@@ -93,8 +93,9 @@ EOF
   env_put LAB_KAFKA_VERSION "$(kafka_version)"
 }
 
-# 16 random bytes as Kafka writes them: URL-safe base64 without padding.
-kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '='; }
+# 16 random bytes as Kafka writes them: URL-safe base64 without padding, and with no dash first: StorageTool takes that
+# for an option.
+kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=' | sed 's/^-/q/'; }
 
 start_nats() {
   local name=$1 home=$DIR/$1 port binary

@@ -14,6 +14,11 @@ readonly KAFKA_VERSION_WANTED
 
 readonly HELM_VERSION=v3.22.0 KUBERNETES_VALIDATE_VERSION=1.37.0 ASYNCAPI_PARSER_VERSION=3.6.6
 
+# What Debian's base system gets besides, for the package and the image; the archive is named after it.
+readonly ROOTFS_PACKAGES=adduser,ca-certificates,libssl3,procps,zlib1g
+ROOTFS=$CACHE/rootfs-$(printf %s "$ROOTFS_PACKAGES" | cksum | cut -d' ' -f1).tar
+readonly ROOTFS
+
 kafka_libs() { echo "$CACHE/kafka-$KAFKA_VERSION_WANTED"; }
 kafka_version() { echo "$KAFKA_VERSION_WANTED"; }
 
@@ -358,22 +363,22 @@ fetch_asyncapi_parser() {
 
 # Debian's base system, of the machine's own release, as an archive: packages and images are tried in it.
 build_rootfs() {
-  [[ -f $CACHE/rootfs.tar ]] && return 0
+  [[ -f $ROOTFS ]] && return 0
   local uri release
   uri=$(mirror)
   release=$(. /etc/os-release && echo "$VERSION_CODENAME")
   [[ -n $uri ]] || die "$EX_UNAVAILABLE" "found no Debian mirror among the machine's apt sources"
   say "a root file system of $release"
   rm -rf "$CACHE/rootfs"
-  debootstrap --variant=minbase --include=adduser,ca-certificates,libssl3,zlib1g "$release" "$CACHE/rootfs" "$uri" \
+  debootstrap --variant=minbase --include="$ROOTFS_PACKAGES" "$release" "$CACHE/rootfs" "$uri" \
     >"$CACHE/debootstrap.log" 2>&1 || {
     tail -n 5 "$CACHE/debootstrap.log" >&2
     die "$EX_UNAVAILABLE" "debootstrap could not make a root file system"
   }
   rm -rf "$CACHE/rootfs/var/cache/apt/archives"/*.deb "$CACHE/rootfs/var/lib/apt/lists"/*
-  tar -C "$CACHE/rootfs" --numeric-owner --one-file-system --exclude=./proc/* --exclude=./sys/* -cf "$CACHE/rootfs.tar.new" .
+  tar -C "$CACHE/rootfs" --numeric-owner --one-file-system --exclude=./proc/* --exclude=./sys/* -cf "$ROOTFS.new" .
   rm -rf --one-file-system "$CACHE/rootfs"
-  mv "$CACHE/rootfs.tar.new" "$CACHE/rootfs.tar"
+  mv "$ROOTFS.new" "$ROOTFS"
 }
 
 # The CRI as Kubernetes publishes it, compiled to the descriptors that ./cri reads. Not the subset that Quaymaster has.

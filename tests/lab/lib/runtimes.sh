@@ -273,8 +273,8 @@ give_builder() {
   mkdir -p "$DIR/run/cli-plugins"
   for plugin in docker-buildx docker-compose; do
     file=$CACHE/new/$plugin/usr/libexec/docker/cli-plugins/$plugin
-    [[ -x $file && -f $CACHE/rootfs.tar ]] || die "$EX_UNAVAILABLE" "$plugin or the base system is not there: \`lab install image\` brings them"
+    [[ -x $file && -f $ROOTFS ]] || die "$EX_UNAVAILABLE" "$plugin or the base system is not there: \`lab install image\` brings them"
     ln -sf "$file" "$DIR/run/cli-plugins/$plugin"
   done
-  DOCKER_CONFIG=$DIR/run "$cli" -H "unix://$DIR/docker.sock" import "$CACHE/rootfs.tar" debian:bookworm-slim >>"$DIR/log/docker.log"
+  DOCKER_CONFIG=$DIR/run "$cli" -H "unix://$DIR/docker.sock" import "$ROOTFS" debian:bookworm-slim >>"$DIR/log/docker.log"
 }
