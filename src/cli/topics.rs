@@ -47,7 +47,7 @@ pub async fn configured(
 /// milliseconds.
 ///
 /// # Errors
-/// A [`Failure`] with [`EXIT_CONFIG`] for a topic or setting that a person must alter, [`EXIT_UNAVAILABLE`] for
+/// A [`Failure`] with [`EXIT_CONFIG`] for a topic or setting that a person must alter, [`super::EXIT_UNAVAILABLE`] for
 /// a bus that does not answer, [`EXIT_FAILURE`] where the output cannot be written.
 pub async fn run(
     command: TopicsCommand,

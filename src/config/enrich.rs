@@ -35,7 +35,7 @@ pub struct EnrichOverrides {
         value_delimiter = ','
     )]
     pub field_host: Vec<String>,
-    /// Where the PID namespace is, a number or pid:[NUMBER]; repeatable, the first that is there counts
+    /// Where the PID namespace is, its number or the text of its link; repeatable, the first that is there counts
     #[arg(
         long,
         value_name = "PATH",

@@ -57,9 +57,11 @@ fn kafka_streams_gives_process_events_their_containers() -> Result<()> {
 
 #[test]
 fn flink_sql_gives_process_events_their_containers() -> Result<()> {
-    let arguments = |_: &Lab, kafka: &str| {
+    let arguments = |lab: &Lab, kafka: &str| {
         let mut arguments = vec![
             "-Xmx512m".to_owned(),
+            // Flink leaves its folders there.
+            format!("-Djava.io.tmpdir={}", lab.dir().display()),
             "io.quaymaster.example.RunSql".to_owned(),
         ];
         for table in ["process_events", "process_events_enriched", "pns"] {

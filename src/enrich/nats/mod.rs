@@ -1,6 +1,6 @@
 //! The shell for NATS: a durable pull consumer on the events' stream, and an ordered one on the mappings' bucket.
 //!
-//! - [`deliver`] brings one event into the output. Here is the order in which things happen.
+//! - [`mod@deliver`] brings one event into the output. Here is the order in which things happen.
 //! - An event is acknowledged to its stream when the output's stream has it. What is not acknowledged is given to another member,
 //!   or to this one again, after the consumer's `ack_wait`.
 //! - Members of one durable consumer share the events one by one: unlike on Kafka, nothing keeps those of one namespace together, so that

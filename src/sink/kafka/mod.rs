@@ -2,8 +2,8 @@
 //!
 //! - [`sender`] decides what is sent when; [`client`] is librdkafka as we set it up, [`settings`] what may be set
 //!   besides; [`errors`] classifies, [`trouble`] finds out why a cluster does not let us in;
-//!   [`stamps`] picks timestamps; [`topics`] creates and checks topics; [`read`] reads back, for [`check`] (what was
-//!   acknowledged), [`own`] (what stands there of this host) and [`reap`].
+//!   [`stamps`] picks timestamps; [`topics`] creates and checks topics; [`read`] reads back, for [`mod@check`] (what was
+//!   acknowledged), [`own`] (what stands there of this host) and [`mod@reap`].
 //! - Messages of one partition are appended in the order in which they came, first appearances at least:
 //!   librdkafka's idempotence keeps it while a producer lives (`enable.gapless.guarantee` kills the producer
 //!   rather than leave a hole), and after its death everything unreported is sent again, in order.

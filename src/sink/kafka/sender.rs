@@ -7,7 +7,7 @@
 //!   taken, and all that is unreported goes to a new one in the order of the tickets. A message can so arrive
 //!   twice, and never before an earlier one of its partition that was not rejected.
 //! - After the cluster was away, or a producer failed for another reason than a message, no producer is made before
-//!   the last acknowledged delta is read back ([`super::check`]). That a broker alone was away is not such a case:
+//!   the last acknowledged delta is read back ([`mod@super::check`]). That a broker alone was away is not such a case:
 //!   a leader that has less than was acknowledged refuses the producer's sequence numbers, which is fatal to it.
 //! - A message is rejected only when it was alone on its way. Those of a batch that was refused become
 //!   *suspects*, which are sent one at a time.

@@ -1,7 +1,7 @@
 //! The NATS sink: JetStream, a stream for the deltas and a KV bucket for each compacted topic.
 //!
 //! - [`naming`] has subjects and names; [`streams`] creates and checks; [`connection`] keeps the connection;
-//!   [`publish`] brings one message through; [`errors`] classifies; [`check`] and [`sound`] look whether what was acknowledged is
+//!   [`publish`] brings one message through; [`errors`] classifies; [`mod@check`] and [`sound`] look whether what was acknowledged is
 //!   there, [`own`] what stands there of this host; here is what may be in flight at once.
 //! - Deltas: one in flight, so that none overtakes another that was refused. State: one in flight per key,
 //!   [`STATE_IN_FLIGHT_MAX`] keys at once.
