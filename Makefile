@@ -34,11 +34,15 @@ demo: build
 	@$(LAB) install containerd2 docker kafka consumers
 	tests/lab/demo
 
+# Each part has some three times what it takes on two cores: one that hangs is to be told by its name.
 test: install install-lab
-	cargo test --locked --lib --bins
-	cargo test --locked --test it --test reconcile
+	cargo test --locked --no-run
+	timeout -k 30 5m cargo test --locked --lib --bins
+	timeout -k 30 8m cargo test --locked --test it --test reconcile
 	# One lab after another: each has runtimes and brokers of its own, and there may be two cores for all.
-	cargo test --locked --test sink --test e2e --test faults -- --test-threads=1
+	timeout -k 30 18m cargo test --locked --test sink -- --test-threads=1
+	timeout -k 30 40m cargo test --locked --test e2e -- --test-threads=1
+	timeout -k 30 20m cargo test --locked --test faults -- --test-threads=1
 
 faults: install install-lab
 	CI=true cargo test --locked --test faults --test e2e -- --ignored --nocapture --test-threads=1

@@ -4,8 +4,12 @@ use std::process::{Command, Output};
 
 use anyhow::Context as _;
 
+/// Seconds after which a binary that should have ended by itself is ended; its exit code is then 124.
+const LIMIT_S: &str = "60";
+
 fn quaymaster(arguments: &[&str]) -> anyhow::Result<Output> {
-    Command::new(env!("CARGO_BIN_EXE_quaymaster"))
+    Command::new("timeout")
+        .args([LIMIT_S, env!("CARGO_BIN_EXE_quaymaster")])
         .args(arguments)
         .env_clear()
         .output()
@@ -156,13 +160,14 @@ fn two_collectors_do_not_share_a_state_directory() -> anyhow::Result<()> {
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::null())
         .spawn()?;
-    // Its first line says that it has the state.
+    // Its first line says that it has the state. Its stdout stays open: without a reader it would end.
     let mut line = String::new();
-    let stdout = first.stdout.take().context("stdout is piped")?;
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut line)?;
+    let mut stdout = std::io::BufReader::new(first.stdout.take().context("stdout is piped")?);
+    std::io::BufRead::read_line(&mut stdout, &mut line)?;
     let second = quaymaster(&arguments)?;
     first.kill()?;
     first.wait()?;
+    drop(stdout);
     assert!(line.contains("quaymaster."), "{line}");
     assert_eq!(second.status.code(), Some(1), "{}", said(&second));
     assert!(
