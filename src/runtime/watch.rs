@@ -222,11 +222,8 @@ impl Watcher {
             },
             streaming: stream.is_some(),
         };
-        if !self.context.observations.send(up).await {
-            return SessionEnd::Stopped;
-        }
         let mut tasks = JoinSet::new();
-        let end = self.serve(&client, stream, requests, &mut tasks).await;
+        let end = self.serve(&client, stream, up, requests, &mut tasks).await;
         tasks.shutdown().await;
         client.close().await;
         self.tell_down().await;
@@ -256,10 +253,14 @@ impl Watcher {
         }
     }
 
+    /// Tells that the runtime is `up`, then what its stream says, and answers requests. Where the collector's queue has
+    /// no room for `up`, the stream is read all the same: those events are dropped, and the list that `up` causes
+    /// shows what they told.
     async fn serve(
         &self,
         client: &Arc<dyn RuntimeClient>,
         mut stream: Option<EventStream>,
+        up: Observation,
         requests: &mut mpsc::UnboundedReceiver<Request>,
         tasks: &mut JoinSet<()>,
     ) -> SessionEnd {
@@ -271,13 +272,26 @@ impl Watcher {
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let stream_retry = tokio::time::sleep(STREAM_RETRY);
         tokio::pin!(stream_retry);
+        let telling_up = self.context.observations.send(up);
+        tokio::pin!(telling_up);
+        let mut is_up_told = false;
         let is_polling = stream.is_none();
         let mut has_gap = false;
         loop {
             tokio::select! {
                 biased;
                 () = self.context.stop.cancelled() => return SessionEnd::Stopped,
+                is_taken = &mut telling_up, if !is_up_told => {
+                    if !is_taken {
+                        return SessionEnd::Stopped;
+                    }
+                    is_up_told = true;
+                }
                 event = next_event(&mut stream) => match event {
+                    Some(Ok(_) | Err(RuntimeError::Malformed { .. })) if !is_up_told => {
+                        self.figures.events.fetch_add(1, Ordering::Relaxed);
+                        self.figures.dropped.fetch_add(1, Ordering::Relaxed);
+                    }
                     Some(Ok(event)) => self.pass_on(named(event, client.info()), &mut has_gap),
                     Some(Err(error @ RuntimeError::Malformed { .. })) => {
                         tracing::warn!(
@@ -678,3 +692,7 @@ pub(crate) fn now_ms() -> u64 {
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
