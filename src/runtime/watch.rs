@@ -19,13 +19,13 @@ use crate::backoff::Backoff;
 use crate::collector::ObservationSender;
 use crate::model::message::RuntimeSource;
 use crate::model::{Container, ContainerId, ContainerKind, RuntimeEvent, SourceId, State};
-use crate::procfs::ProcessTable;
+use crate::procfs::{Inits, ProcessTable};
 use crate::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
 use crate::telemetry;
 
 /// Inspects that are under way at one runtime at once: never one after another, never all at once.
 const INSPECTS_MAX: usize = 8;
-/// From how many containers on sketches are worth a call of their own.
+/// From how many containers on sketches are worth a look at all processes.
 const SKETCHES_MIN: usize = 8;
 /// Waits between looks at a container whose process is another's by its cgroup. dockerd and containerd notice the end of a
 /// process within some 10 ms, and later on a machine that is busy.
@@ -460,23 +460,11 @@ impl Job {
         result
     }
 
-    /// Sketches as many containers as the runtime can tell together, and inspects the others.
+    /// Sketches the containers whose list rows and processes tell enough, and inspects the others.
     async fn sketch(self, mut wanted: Vec<(ContainerId, ContainerKind)>, inspects: Arc<Semaphore>) {
         if wanted.len() >= SKETCHES_MIN {
-            self.figures.calls.fetch_add(1, Ordering::Relaxed);
             let ids = wanted.iter().map(|(id, _)| id.clone()).collect();
-            let sketched = self.client.sketch(&ids).await.unwrap_or_else(|error| {
-                let error = telemetry::chain(&error);
-                tracing::debug!(source = %self.source, error, "no sketches; each is inspected");
-                Vec::new()
-            });
-            let mut told = BTreeSet::new();
-            for container in sketched {
-                let id = container.id.clone();
-                if self.tell_sketch(Box::new(container)).await {
-                    told.insert(id);
-                }
-            }
+            let told = self.tell_sketches(self.client.sketch(&ids)).await;
             wanted.retain(|(id, _)| !told.contains(id));
         }
         let asking = wanted.into_iter().map(|(id, kind)| {
@@ -492,32 +480,42 @@ impl Job {
             .await;
     }
 
-    /// Tells a sketch whose process is there and whose cgroup names the container; `false` where it is not.
-    async fn tell_sketch(&self, container: Box<Container>) -> bool {
-        let Some(pid) = live_pid(&container) else {
-            return false;
+    /// Tells the sketches whose init process is plain to see; gives the ids of those.
+    async fn tell_sketches(&self, sketches: Vec<Container>) -> BTreeSet<ContainerId> {
+        let mut told = BTreeSet::new();
+        let ids: BTreeSet<_> = sketches.iter().map(|sketch| sketch.id.clone()).collect();
+        if ids.is_empty() {
+            return told;
+        }
+        let (processes, uid) = (
+            Arc::clone(&self.context.processes),
+            self.client.info().peer_uid,
+        );
+        let finding = tokio::task::spawn_blocking(move || Inits::find(&processes, &ids, uid));
+        let Ok(mut inits) = finding.await else {
+            return told;
         };
-        let process = match self.read(pid) {
-            ProcessReading::Alive(process) if process.cgroup.contains(container.id.as_str()) => {
-                process
+        for mut container in sketches {
+            let Some(process) = inits.take(&container.id) else {
+                continue;
+            };
+            container.pid = Some(process.pid);
+            let sketched = Observation::Inspected {
+                source: self.source.clone(),
+                id: container.id.clone(),
+                outcome: InspectOutcome::Sketched {
+                    process: ProcessReading::Alive(Box::new(process)),
+                    container: Box::new(container),
+                },
+            };
+            if let Observation::Inspected { id, .. } = &sketched {
+                told.insert(id.clone());
             }
-            ProcessReading::Alive(process) => {
-                if let Some(fd) = process.fd {
-                    self.context.processes.fds().release(fd);
-                }
-                return false;
+            if !self.context.observations.send(sketched).await {
+                break;
             }
-            ProcessReading::Dead | ProcessReading::Denied => return false,
-        };
-        let sketched = Observation::Inspected {
-            source: self.source.clone(),
-            id: container.id.clone(),
-            outcome: InspectOutcome::Sketched {
-                container,
-                process: ProcessReading::Alive(process),
-            },
-        };
-        self.context.observations.send(sketched).await
+        }
+        told
     }
 
     async fn inspect(self, id: ContainerId, kind: ContainerKind) {
