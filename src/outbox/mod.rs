@@ -270,6 +270,24 @@ pub enum OutboxError {
     },
 }
 
+impl OutboxError {
+    /// Whether this user may not use the directory, or what is in it.
+    pub fn is_denied(&self) -> bool {
+        let is_denied =
+            |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+        match self {
+            Self::Directory { source, .. } => is_denied(source),
+            Self::Database { source, .. } => {
+                matches!(&**source, redb::Error::Io(error) if is_denied(error))
+            }
+            Self::Locked { .. }
+            | Self::OtherHost { .. }
+            | Self::Format { .. }
+            | Self::Encoding { .. } => false,
+        }
+    }
+}
+
 /// What is committed at once.
 #[derive(Debug, Default)]
 pub struct Batch {
