@@ -102,7 +102,7 @@ need_component() {
   docker) tools=(runc iptables) files=("$CACHE/new/docker.io/usr/sbin/dockerd" "$CACHE/new/docker-cli/usr/bin/docker" "$CACHE/images/lab.tar") ;;
   docker20) tools=(dockerd runc iptables) files=("$CACHE/images/lab.tar") ;;
   podman) tools=(podman runc curl) files=("$CACHE/images/lab.tar") ;;
-  kafka) tools=(java kcat) files=("$(kafka_libs)/done") ;;
+  kafka | kafka2) tools=(java kcat) files=("$(kafka_libs)/done") ;;
   nats) files=("$(nats_binary nats)") ;;
   nats29) files=("$(nats_binary nats29)") ;;
   prometheus) tools=(prometheus promtool curl) ;;
