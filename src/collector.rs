@@ -533,8 +533,7 @@ impl Collector {
             .map(|(id, runtime, _, streaming)| (id.clone(), runtime.clone(), streaming))
             .collect();
         // What waits in the queue brings fds of its own, which must stay.
-        let held = self.reconciler.namespaces().filter_map(|row| row.fd());
-        self.released.extend(held);
+        self.released.extend(self.reconciler.held_fds());
         self.release();
         self.reconciler = Reconciler::new(
             self.parts.identity.clone(),
@@ -570,10 +569,10 @@ impl Collector {
         let is_stepped_back = self.next_status_ms > now + status_interval_ms;
         let is_due = self.status_due || now >= self.next_status_ms || is_stepped_back;
         let was_settled = self.parts.snapshot.borrow().is_settled;
-        if is_due {
-            let status = self.status();
+        let status = is_due.then(|| self.status());
+        if let Some(status) = &status {
             let row = self.parts.outbox.take_row();
-            let message = self.parts.renderer.render_status(&status, row, now);
+            let message = self.parts.renderer.render_status(status, row, now);
             // A bus that is away has the next one; the status is worth nothing when it is old.
             let _ = self.parts.status.try_send(message);
             self.next_status_ms = now + status_interval_ms;
@@ -584,10 +583,9 @@ impl Collector {
         let totals_changed = self.parts.snapshot.borrow().totals != totals;
         if is_due || was_settled != is_settled || totals_changed {
             let snapshot = Snapshot {
-                status: if is_due {
-                    self.status()
-                } else {
-                    self.parts.snapshot.borrow().status.clone()
+                status: match status {
+                    Some(status) => status,
+                    None => self.parts.snapshot.borrow().status.clone(),
                 },
                 totals,
                 is_settled,
@@ -598,7 +596,7 @@ impl Collector {
         }
     }
 
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
         let mut containers: BTreeMap<&'static str, u64> = BTreeMap::new();
         for container in self
             .reconciler
@@ -622,7 +620,7 @@ impl Collector {
             outbox: OutboxStatus {
                 messages: totals.messages,
                 bytes: totals.bytes,
-                oldest_ms: 0,
+                oldest_ms: self.parts.outbox.oldest_ms(),
                 quarantined: self.parts.outbox.quarantined(),
             },
         }

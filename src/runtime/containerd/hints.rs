@@ -23,7 +23,7 @@ use super::{CRI_NAMESPACE, Claims};
 use crate::backoff::Backoff;
 use crate::model::{ContainerId, SourceId};
 use crate::reconcile::{Observation, ProcessReading};
-use crate::runtime::watch::WatchContext;
+use crate::runtime::watch::{WatchContext, names_other};
 
 /// What is asked for.
 const FILTERS: [&str; 4] = [
@@ -91,9 +91,12 @@ fn take(envelope: &Envelope, cri: Option<&SourceId>, uid: u32, context: &WatchCo
             ProcessReading::Dead | ProcessReading::Denied => None,
         };
         tracing::debug!(%id, pid, "hint");
-        let sent = context
-            .observations
-            .try_send(Observation::Process { id, pid, reading });
+        // The process had ended before it was read, and its pid was given to another container's.
+        let is_taken = names_other(&reading, &id);
+        let sent = !is_taken
+            && context
+                .observations
+                .try_send(Observation::Process { id, pid, reading });
         if !sent && let Some(fd) = fd {
             context.processes.fds().release(fd);
         }
