@@ -19,7 +19,7 @@ use crate::heartbeat::Heartbeat;
 use crate::local::tenants::Tenant;
 use crate::model::message::Message;
 use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
-use crate::outbox::{self, Batch, Committed, Gap, Outbox, Owed, Stage, StageDone, Totals};
+use crate::outbox::{self, Batch, Committed, Gap, Outbox, Stage, StageDone, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{
     Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings, Tracked,
@@ -365,14 +365,9 @@ impl Collector {
         let now = now_ms();
         self.bury_what_no_longer_holds();
         let mut batch = std::mem::take(&mut self.batch);
-        let messages = outbox::coalesce(std::mem::take(&mut self.messages));
-        let last_row = messages.last().map(|(row, _)| *row);
-        batch
-            .messages
-            .extend(messages.into_iter().map(|(row, message)| {
-                let outgoing = self.parts.renderer.render(&message, row, now);
-                Owed::new(&message, outgoing)
-            }));
+        let messages = std::mem::take(&mut self.messages);
+        batch.messages = outbox::render(messages, &self.parts.renderer, now);
+        let last_row = batch.messages.last().map(|owed| owed.outgoing.row);
         let has_messages = !batch.messages.is_empty();
         // What the bus has it says once: that outlives a commit that fails.
         let reports = batch.reports.clone();

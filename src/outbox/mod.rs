@@ -31,7 +31,7 @@
 //! 5. One process has the file; a second one is refused.
 //! 6. A delta that the bus has stays for [`KEPT_MS`] (within [`KEPT_BYTES_MAX`]), outside of what counts as owed.
 //!
-//! Where to look: `ledger.rs` is one transaction, `deltas.rs` the line of deltas in it, `states.rs` the state messages,
+//! Where to look: `render.rs` makes what is owed of the reconciler's messages; `ledger.rs` is one transaction, `deltas.rs` the line of deltas in it, `states.rs` the state messages,
 //! `limits.rs` what goes when it is full, `ages.rs` since when what is owed waits; `reader.rs` reads for the publisher, `recover.rs` opens.
 
 mod ages;
@@ -47,6 +47,7 @@ mod mark;
 mod read_back;
 mod reader;
 mod recover;
+mod render;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -59,13 +60,14 @@ use redb::{Database, Durability, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use chunk::StoredDelta;
-pub use coalesce::coalesce;
+use coalesce::coalesce;
 pub use deltas::{KEPT_BYTES_MAX, KEPT_MS};
 pub use holdings::{Figures, Holdings, Quarantined};
 use ledger::{Fault, Ledger, RenderGap};
 use reader::Flow;
 pub use reader::{OutboxReader, StoredMessage};
 pub use recover::{Owner, Recovered};
+pub use render::render;
 
 use crate::model::Topic;
 use crate::model::message::Message;
