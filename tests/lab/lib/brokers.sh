@@ -100,6 +100,42 @@ EOF
   env_put LAB_KAFKA_VERSION "$(kafka_version)"
 }
 
+# A second broker in the cluster of `kafka`, which must be up. What has two replicas keeps them where this one is stopped.
+start_kafka2() {
+  local home=$DIR/kafka2 first=$DIR/kafka libs port
+  alive kafka || die "$EX_USAGE" "kafka2 is a broker of kafka's cluster: \`lab up\` or \`lab start\` kafka first"
+  libs=$(kafka_libs)
+  port=$(port_for kafka2)
+  if [[ ! -f $home/data/meta.properties ]]; then
+    mkdir -p "$home"
+    cat >"$home/server.properties" <<EOF
+process.roles=broker
+node.id=2
+controller.quorum.voters=1@127.0.0.1:$(port_for kafka-controller)
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:$port
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs=$home/data
+auto.create.topics.enable=false
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+allow.everyone.if.no.acl.found=true
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+log.cleaner.dedupe.buffer.size=16777216
+EOF
+    java "${KAFKA_JVM[@]}" -cp "$libs/*" "-Dlog4j2.configurationFile=$first/log4j2.properties" \
+      kafka.tools.StorageTool format --cluster-id "$(sed -n 's/^cluster\.id=//p' "$first/data/meta.properties")" \
+      --config "$home/server.properties" >>"$DIR/log/kafka2.log" 2>&1 ||
+      die 1 "the second Kafka's storage could not be formatted: see \`$DIR/log/kafka2.log\`"
+  fi
+  spawn kafka2 java "${KAFKA_JVM[@]}" -cp "$libs/*" "-Dlog4j2.configurationFile=$first/log4j2.properties" \
+    kafka.Kafka "$home/server.properties"
+  wait_ready kafka2 kafka_has_two "$port"
+  env_put LAB_KAFKA2 "127.0.0.1:$port"
+}
+
+kafka_has_two() { kcat -q -m 2 -b "127.0.0.1:$1" -L | grep -q '^ 2 brokers'; }
+
 # 16 random bytes as Kafka writes them: URL-safe base64 without padding, and with no dash first: StorageTool takes that
 # for an option.
 kafka_cluster_id() { head -c 16 /dev/urandom | base64 | tr '+/' '-_' | tr -d '=' | sed 's/^-/q/'; }
