@@ -2,6 +2,9 @@
 //! same container; and whether it names the namespace that runc itself made.
 //!
 //! The starts are seen by `ctr events`, the namespaces by a wrapper around runc (`tests/lab`): neither is our code.
+//!
+//! The collector has the priority that `deploy/systemd` gives it, and so has the broker, which elsewhere has a machine
+//! of its own; the runtimes and the clients have none.
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader};
@@ -15,7 +18,7 @@ use quaymaster::runtime::text::rfc3339_ns;
 use quaymaster::sink::{BusUrl, Outgoing, TopicSettings};
 
 use crate::daemon::{Daemon, endpoints};
-use crate::latency::{Picked, Timed, Times, between_ms, docker};
+use crate::latency::{Picked, Timed, Times, between_ms};
 
 /// Starts at each runtime, one at a time and at once each, where `QUAYMASTER_BENCH_STARTS` says nothing.
 const STARTS: usize = 200;
@@ -24,10 +27,19 @@ const CLIENTS: usize = 8;
 /// How long after the last start its mapping and the observers' words may come.
 const SETTLE: Duration = Duration::from_secs(3);
 
+/// `Nice=` of `deploy/systemd`, and what it takes to have none again.
+const NICE: i32 = -10;
+const UN_NICE: &str = "10";
+
 /// When `/tasks/start` of each container was published.
 type Starts = Arc<Mutex<HashMap<String, u64>>>;
 
 pub(crate) fn run() -> anyhow::Result<()> {
+    // Threads that are made from here on have it too.
+    rustix::process::setpriority_process(None, NICE)?;
+    favour("self");
+    favour(&variable("LAB_KAFKA_PID")?);
+    println!("early: the collector and the broker run at nice {NICE}, runtimes and clients at 0");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -118,6 +130,30 @@ fn start_all(clients: usize, count: usize, is_docker: bool, pod: &str) -> anyhow
     })
 }
 
+/// Gives a session the same priority among others: with `sched_autogroup_enabled` a process's own counts only within
+/// its session (sched(7)). Where the kernel has no such thing its own is enough.
+fn favour(process: &str) {
+    let _ = std::fs::write(format!("/proc/{process}/autogroup"), NICE.to_string());
+}
+
+/// A client: a session of its own, without our priority.
+fn client(program: &str) -> Command {
+    let mut command = Command::new("setsid");
+    command.args(["--wait", "nice", "-n", UN_NICE, program]);
+    command
+}
+
+fn docker(arguments: &[&str]) -> anyhow::Result<()> {
+    let status = client(&variable("LAB_DOCKER_CLI")?)
+        .arg("-H")
+        .arg(format!("unix://{}", variable("LAB_DOCKER_SOCKET")?))
+        .args(arguments)
+        .stdout(Stdio::null())
+        .status()?;
+    anyhow::ensure!(status.success(), "docker {arguments:?} failed: {status}");
+    Ok(())
+}
+
 fn start_docker(name: &str, count: usize) -> anyhow::Result<()> {
     for number in 0..count {
         let name = format!("{name}-{number}");
@@ -135,7 +171,7 @@ fn start_cri(name: &str, count: usize, pod: &str) -> anyhow::Result<()> {
 }
 
 fn cri(arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(variable("LAB_CRI")?)
+    let output = client(&variable("LAB_CRI")?)
         .args(["--socket", &variable("LAB_CRI_SOCKET")?])
         .args(arguments)
         .stderr(Stdio::inherit())
@@ -146,7 +182,9 @@ fn cri(arguments: &[&str]) -> anyhow::Result<String> {
 
 /// Reads what `ctr events` says of starts, until it is killed.
 fn observe_starts() -> anyhow::Result<(Child, Starts)> {
-    let mut child = Command::new(variable("LAB_CTR")?)
+    // It is killed by its pid: no session of its own, which might be another process.
+    let mut child = Command::new("nice")
+        .args(["-n", UN_NICE, &variable("LAB_CTR")?])
         .args(["-a", &variable("LAB_CONTAINERD_SOCKET")?, "events"])
         .arg("topic==\"/tasks/start\"")
         .stdout(Stdio::piped())

@@ -19,6 +19,9 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use crate::daemon::{Daemon, endpoints};
 
 const ROUNDS: u32 = 150;
+/// The quiet before each operation: the client's start and end, and what the runtime does behind an event, would else be
+/// part of the next one's time, and a host on which something is paused every 30 ms is no idle one.
+const QUIET: Duration = Duration::from_millis(150);
 const QUEUE: usize = 256;
 
 /// A bus that has everything at once.
@@ -251,13 +254,16 @@ async fn measure(marks: &Marks) -> anyhow::Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     times.lock().unwrap_or_else(PoisonError::into_inner).clear();
     for _ in 0..ROUNDS {
+        tokio::time::sleep(QUIET).await;
         docker(&["pause", "bench-latency"])?;
+        tokio::time::sleep(QUIET).await;
         docker(&["unpause", "bench-latency"])?;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     print_times("pause and unpause", &times, marks);
     for round in 0..ROUNDS / 5 {
         let name = format!("bench-latency-{round}");
+        tokio::time::sleep(QUIET).await;
         docker(&[
             "run",
             "-d",
@@ -269,6 +275,7 @@ async fn measure(marks: &Marks) -> anyhow::Result<()> {
             "sleep",
             "600",
         ])?;
+        tokio::time::sleep(QUIET).await;
         docker(&["rm", "-f", &name])?;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -287,7 +294,10 @@ fn print_times(name: &str, times: &Mutex<Vec<Times>>, marks: &Marks) {
     };
     let observed = |t: &Times| seen.observed_ns.get(&t.picked.event_ns).copied();
     let committed = |t: &Times| seen.committed_ns.range(t.row..).next().map(|(_, ns)| *ns);
-    println!("== latency on Docker and Kafka: {name}");
+    println!(
+        "== latency on Docker and Kafka: {name}, {} ms of quiet before each",
+        QUIET.as_millis()
+    );
     crate::print_distribution(
         "event to acknowledgement",
         of(&|t| Some((t.picked.event_ns, t.acked_ns))),
@@ -318,7 +328,7 @@ pub(crate) fn between_ms(from_ns: u64, to_ns: u64) -> f64 {
 }
 
 /// Runs the docker client of the lab.
-pub(crate) fn docker(arguments: &[&str]) -> anyhow::Result<()> {
+fn docker(arguments: &[&str]) -> anyhow::Result<()> {
     let client = std::env::var("LAB_DOCKER_CLI").unwrap_or_else(|_| "docker".to_owned());
     let socket =
         std::env::var("LAB_DOCKER_SOCKET").context("LAB_DOCKER_SOCKET: use `make bench`")?;

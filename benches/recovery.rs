@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use quaymaster::model::message::Message;
-use quaymaster::outbox::{Batch, Gap, Options, Outbox, Owner};
+use quaymaster::outbox::{Batch, Gap, Options, Outbox, Owner, render};
 use quaymaster::reconcile::Effect;
 
-use crate::synthetic::{GROUP, NOW_MS, life, opening, reconciler, rendered, renderer};
+use crate::synthetic::{GROUP, NOW_MS, life, opening, reconciler, renderer};
 
 const HOST: &str = "bench-recovery";
 /// How full it is, of the default limit of 1 GiB: just below what would drop.
@@ -83,7 +83,7 @@ pub(crate) fn fill(directory: &Path) -> anyhow::Result<()> {
             }
         }
         if messages.len() >= GROUP {
-            batch.messages = rendered(&mut messages, &renderer);
+            batch.messages = render(std::mem::take(&mut messages), &renderer, NOW_MS);
             outbox.commit(std::mem::take(&mut batch), &reconciler, NOW_MS, &gap)?;
         }
         observations = life(number, number % NAMESPACES)?;

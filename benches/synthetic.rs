@@ -1,6 +1,6 @@
 //! Reconciler and outbox with a synthetic feed: deltas that are committed durably in groups, per second.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use quaymaster::model::message::{Message, RuntimeSource};
 use quaymaster::model::{
     Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, SourceId, State,
 };
-use quaymaster::outbox::{Batch, Gap, Options, Outbox, Owed, Owner};
+use quaymaster::outbox::{Batch, Gap, Options, Outbox, Owner, render};
 use quaymaster::reconcile::{
     Effect, Identity, InspectOutcome, ListOutcome, Observation, Process, ProcessReading,
     Reconciler, Settings,
@@ -17,6 +17,7 @@ use quaymaster::sink::{Outcome, Position, Report};
 use quaymaster::wire::{Host, Refresh, Renderer};
 
 const CONTAINERS: u64 = 20_000;
+/// As many as the collector takes at once at the most.
 pub(crate) const GROUP: usize = 2_048;
 pub(crate) const NOW_MS: u64 = 1_700_000_000_000;
 
@@ -24,16 +25,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
     println!(
         "== synthetic: {CONTAINERS} containers that are created, started, stopped and deleted"
     );
-    let feed = feed()?;
-    let reconciled = reconcile_only(&feed);
+    let reconciled = reconcile_only()?;
     println!(
         "reconciler alone: {:.0} deltas/s ({:.2} µs a delta)",
         reconciled.0 / reconciled.1,
         reconciled.1 * 1e6 / reconciled.0
     );
-    let committed = with_outbox(&feed)?;
+    let committed = with_outbox()?;
     println!(
-        "reconciler, JSON and outbox, durable in groups of {GROUP}: {:.0} deltas/s ({:.0} messages/s, {} commits)",
+        "reconciler, JSON and outbox, durable in groups of {GROUP} observations: {:.0} deltas/s ({:.0} messages/s, {} commits)",
         committed.deltas / committed.seconds,
         committed.messages / committed.seconds,
         committed.commits
@@ -49,6 +49,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[derive(Default)]
 struct Committed {
     deltas: f64,
     messages: f64,
@@ -65,12 +66,47 @@ fn id(number: u64) -> anyhow::Result<ContainerId> {
     ContainerId::parse(&format!("{number:064x}")).ok_or_else(|| anyhow::anyhow!("an id fits"))
 }
 
-fn feed() -> anyhow::Result<Vec<Observation>> {
-    let mut feed = Vec::new();
-    for number in 0..CONTAINERS {
-        feed.extend(life(number, number)?);
+/// What is observed, in groups as the collector takes them. A group is made when it is asked for, off the clock: other
+/// threads do that, and what they have made is still at hand when it is taken.
+struct Groups {
+    next: u64,
+    made: VecDeque<Observation>,
+}
+
+impl Groups {
+    fn new() -> Self {
+        Self {
+            next: 0,
+            made: opening().into(),
+        }
     }
-    Ok(feed)
+
+    /// The next group; an empty one at the end.
+    fn next(&mut self) -> anyhow::Result<Vec<Observation>> {
+        while self.made.len() < GROUP && self.next < CONTAINERS {
+            self.made.extend(life(self.next, self.next)?);
+            self.next += 1;
+        }
+        let count = self.made.len().min(GROUP);
+        Ok(self.made.drain(..count).collect())
+    }
+}
+
+/// Adds up time on and off the CPU, but for what is off the clock.
+#[derive(Default)]
+struct Clock {
+    seconds: f64,
+    cpu_seconds: f64,
+}
+
+impl Clock {
+    fn time<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let (began, cpu_before) = (Instant::now(), cpu_seconds());
+        let done = work();
+        self.seconds += began.elapsed().as_secs_f64();
+        self.cpu_seconds += cpu_seconds() - cpu_before;
+        done
+    }
 }
 
 /// All that is seen of a container, from its creation to its deletion, in the PID namespace of a number.
@@ -203,25 +239,28 @@ pub(crate) fn reconciler(restored: quaymaster::reconcile::Restored) -> Reconcile
     Reconciler::new(identity, Settings::default(), restored)
 }
 
-fn reconcile_only(feed: &[Observation]) -> (f64, f64) {
+fn reconcile_only() -> anyhow::Result<(f64, f64)> {
     let mut reconciler = reconciler(quaymaster::reconcile::Restored::default());
-    for observation in opening() {
-        reconciler.handle(observation, NOW_MS);
-    }
-    let feed = feed.to_vec();
-    let began = Instant::now();
+    let (mut groups, mut clock) = (Groups::new(), Clock::default());
     let mut deltas = 0_u32;
-    for observation in feed {
-        for effect in reconciler.handle(observation, NOW_MS) {
-            if matches!(effect, Effect::Publish(Message::Delta(_))) {
-                deltas += 1;
-            }
+    loop {
+        let group = groups.next()?;
+        if group.is_empty() {
+            return Ok((f64::from(deltas), clock.seconds));
         }
+        clock.time(|| {
+            for observation in group {
+                for effect in reconciler.handle(observation, NOW_MS) {
+                    if matches!(effect, Effect::Publish(Message::Delta(_))) {
+                        deltas += 1;
+                    }
+                }
+            }
+        });
     }
-    (f64::from(deltas), began.elapsed().as_secs_f64())
 }
 
-fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
+fn with_outbox() -> anyhow::Result<Committed> {
     let directory = tempfile::tempdir_in(
         std::env::var("QUAYMASTER_BENCH_DIR").unwrap_or_else(|_| "/var/tmp".to_owned()),
     )?;
@@ -235,57 +274,73 @@ fn with_outbox(feed: &[Observation]) -> anyhow::Result<Committed> {
     };
     let mut opened = Outbox::open(directory.path(), &owner, options)?;
     let renderer = renderer("synthetic");
-    let mut reconciler = reconciler(std::mem::take(&mut opened.restored));
-    let mut outbox = opened.outbox;
-    let gap = |gap: &Gap| renderer.render_gap(gap, NOW_MS);
-    let mut batch = Batch::default();
-    let mut unacked = Vec::new();
-    let mut messages = Vec::new();
-    let mut committed = Committed {
-        deltas: 0.0,
-        messages: 0.0,
-        commits: 0,
-        seconds: 0.0,
-        cpu_seconds: 0.0,
+    let reconciler = reconciler(std::mem::take(&mut opened.restored));
+    let mut store = Store {
+        reconciler,
+        outbox: opened.outbox,
+        renderer,
+        unacked: Vec::new(),
+        committed: Committed::default(),
     };
-    let all: Vec<_> = opening().into_iter().chain(feed.iter().cloned()).collect();
-    let (began, cpu_before) = (Instant::now(), cpu_seconds());
-    for observation in all {
-        for effect in reconciler.handle(observation, NOW_MS) {
-            match effect {
-                Effect::Publish(message) => {
-                    let row = outbox.take_row();
-                    committed.messages += 1.0;
-                    if matches!(message, Message::Delta(_)) {
-                        committed.deltas += 1.0;
+    let (mut groups, mut clock) = (Groups::new(), Clock::default());
+    loop {
+        let group = groups.next()?;
+        if group.is_empty() {
+            break;
+        }
+        clock.time(|| store.take(group))?;
+    }
+    store.committed.seconds = clock.seconds;
+    store.committed.cpu_seconds = clock.cpu_seconds;
+    Ok(store.committed)
+}
+
+/// What the collector does with a group, without anyone to ask or to tell.
+struct Store {
+    reconciler: Reconciler,
+    outbox: Outbox,
+    renderer: Renderer,
+    /// The bus has them all by the next group: what is acknowledged leaves with it.
+    unacked: Vec<Report>,
+    committed: Committed,
+}
+
+impl Store {
+    fn take(&mut self, group: Vec<Observation>) -> anyhow::Result<()> {
+        let mut batch = Batch {
+            reports: std::mem::take(&mut self.unacked),
+            ..Batch::default()
+        };
+        let mut messages = Vec::new();
+        for observation in group {
+            for effect in self.reconciler.handle(observation, NOW_MS) {
+                match effect {
+                    Effect::Publish(message) => {
+                        self.committed.messages += 1.0;
+                        if matches!(message, Message::Delta(_)) {
+                            self.committed.deltas += 1.0;
+                        }
+                        messages.push((self.outbox.take_row(), message));
                     }
-                    messages.push((row, message));
+                    Effect::SaveRow(key) => {
+                        batch.rows.insert(key);
+                    }
+                    Effect::List { .. }
+                    | Effect::Inspect { .. }
+                    | Effect::ReadProcess { .. }
+                    | Effect::ReleaseNamespace(_) => {}
                 }
-                Effect::SaveRow(key) => {
-                    batch.rows.insert(key);
-                }
-                Effect::List { .. }
-                | Effect::Inspect { .. }
-                | Effect::ReadProcess { .. }
-                | Effect::ReleaseNamespace(_) => {}
             }
         }
-        if messages.len() >= GROUP {
-            batch.messages = rendered(&mut messages, &renderer);
-            // What coalescing left out never goes to the bus.
-            let sent = batch.messages.iter().map(|owed| acked(owed.outgoing.row));
-            unacked.extend(sent);
-            outbox.commit(std::mem::take(&mut batch), &reconciler, NOW_MS, &gap)?;
-            committed.commits += 1;
-            // The bus has them all by the next group: what is acknowledged leaves with it.
-            batch.reports = std::mem::take(&mut unacked);
-        }
+        batch.messages = render(messages, &self.renderer, NOW_MS);
+        // What coalescing left out never goes to the bus.
+        let sent = batch.messages.iter().map(|owed| acked(owed.outgoing.row));
+        self.unacked.extend(sent);
+        let gap = |gap: &Gap| self.renderer.render_gap(gap, NOW_MS);
+        self.outbox.commit(batch, &self.reconciler, NOW_MS, &gap)?;
+        self.committed.commits += 1;
+        Ok(())
     }
-    batch.messages = rendered(&mut messages, &renderer);
-    outbox.commit(batch, &reconciler, NOW_MS, &gap)?;
-    committed.seconds = began.elapsed().as_secs_f64();
-    committed.cpu_seconds = cpu_seconds() - cpu_before;
-    Ok(committed)
 }
 
 /// The CPU time of this process.
@@ -305,14 +360,6 @@ fn acked(row: u64) -> Report {
         row,
         outcome: Outcome::Acked(position),
     }
-}
-
-pub(crate) fn rendered(messages: &mut Vec<(u64, Message)>, renderer: &Renderer) -> Vec<Owed> {
-    let kept = quaymaster::outbox::coalesce(std::mem::take(messages));
-    let render = |(row, message): (u64, Message)| {
-        Owed::new(&message, renderer.render(&message, row, NOW_MS))
-    };
-    kept.into_iter().map(render).collect()
 }
 
 pub(crate) fn renderer(host_id: &str) -> Renderer {

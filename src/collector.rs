@@ -19,7 +19,7 @@ use crate::heartbeat::Heartbeat;
 use crate::local::tenants::Tenant;
 use crate::model::message::Message;
 use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
-use crate::outbox::{self, Batch, Committed, Gap, Outbox, Owed, Stage, StageDone, Totals};
+use crate::outbox::{self, Batch, Committed, Gap, Outbox, Stage, StageDone, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{
     Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings, Tracked,
@@ -365,14 +365,9 @@ impl Collector {
         let now = now_ms();
         self.bury_what_no_longer_holds();
         let mut batch = std::mem::take(&mut self.batch);
-        let messages = outbox::coalesce(std::mem::take(&mut self.messages));
-        let last_row = messages.last().map(|(row, _)| *row);
-        batch
-            .messages
-            .extend(messages.into_iter().map(|(row, message)| {
-                let outgoing = self.parts.renderer.render(&message, row, now);
-                Owed::new(&message, outgoing)
-            }));
+        let messages = std::mem::take(&mut self.messages);
+        batch.messages = outbox::render(messages, &self.parts.renderer, now);
+        let last_row = batch.messages.last().map(|owed| owed.outgoing.row);
         let has_messages = !batch.messages.is_empty();
         // What the bus has it says once: that outlives a commit that fails.
         let reports = batch.reports.clone();
@@ -533,8 +528,7 @@ impl Collector {
             .map(|(id, runtime, _, streaming)| (id.clone(), runtime.clone(), streaming))
             .collect();
         // What waits in the queue brings fds of its own, which must stay.
-        let held = self.reconciler.namespaces().filter_map(|row| row.fd());
-        self.released.extend(held);
+        self.released.extend(self.reconciler.held_fds());
         self.release();
         self.reconciler = Reconciler::new(
             self.parts.identity.clone(),
@@ -570,10 +564,10 @@ impl Collector {
         let is_stepped_back = self.next_status_ms > now + status_interval_ms;
         let is_due = self.status_due || now >= self.next_status_ms || is_stepped_back;
         let was_settled = self.parts.snapshot.borrow().is_settled;
-        if is_due {
-            let status = self.status();
+        let status = is_due.then(|| self.status());
+        if let Some(status) = &status {
             let row = self.parts.outbox.take_row();
-            let message = self.parts.renderer.render_status(&status, row, now);
+            let message = self.parts.renderer.render_status(status, row, now);
             // A bus that is away has the next one; the status is worth nothing when it is old.
             let _ = self.parts.status.try_send(message);
             self.next_status_ms = now + status_interval_ms;
@@ -584,10 +578,9 @@ impl Collector {
         let totals_changed = self.parts.snapshot.borrow().totals != totals;
         if is_due || was_settled != is_settled || totals_changed {
             let snapshot = Snapshot {
-                status: if is_due {
-                    self.status()
-                } else {
-                    self.parts.snapshot.borrow().status.clone()
+                status: match status {
+                    Some(status) => status,
+                    None => self.parts.snapshot.borrow().status.clone(),
                 },
                 totals,
                 is_settled,
@@ -598,7 +591,7 @@ impl Collector {
         }
     }
 
-    fn status(&self) -> Status {
+    fn status(&mut self) -> Status {
         let mut containers: BTreeMap<&'static str, u64> = BTreeMap::new();
         for container in self
             .reconciler
@@ -622,7 +615,7 @@ impl Collector {
             outbox: OutboxStatus {
                 messages: totals.messages,
                 bytes: totals.bytes,
-                oldest_ms: 0,
+                oldest_ms: self.parts.outbox.oldest_ms(),
                 quarantined: self.parts.outbox.quarantined(),
             },
         }

@@ -26,6 +26,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use crate::config::{Config, ConfigError, Overrides};
+use crate::outbox::OutboxError;
 use crate::runtime::text;
 use crate::sink::SinkError;
 use crate::{privileges, telemetry};
@@ -62,7 +63,18 @@ impl Failure {
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self::new(EXIT_CONFIG, chain(&error))
+        let code = match &error {
+            ConfigError::Read { source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                EXIT_NO_PERMISSION
+            }
+            ConfigError::Read { .. }
+            | ConfigError::Parse { .. }
+            | ConfigError::UnknownKey { .. }
+            | ConfigError::Value { .. } => EXIT_CONFIG,
+        };
+        Self::new(code, chain(&error))
     }
 }
 
@@ -90,6 +102,15 @@ pub fn sink_failure(error: SinkError) -> Failure {
         SinkError::File(_) => EXIT_CONFIG,
     };
     Failure::new(code, chain(&error))
+}
+
+/// A state that this user may not use.
+pub(crate) fn state_denied(error: &OutboxError) -> Failure {
+    let uid = rustix::process::geteuid().as_raw();
+    let remedy = format!(
+        "let the user of this process (uid {uid}) write it, or choose another with `--state-dir`"
+    );
+    Failure::new(EXIT_NO_PERMISSION, format!("{}: {remedy}", chain(error)))
 }
 
 /// An error with all its causes, on one line, without control characters.

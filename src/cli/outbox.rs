@@ -158,6 +158,9 @@ fn write(out: &mut dyn Write, text: &str) -> Result<(), Failure> {
 }
 
 fn failure(error: &OutboxError) -> Failure {
+    if error.is_denied() {
+        return super::state_denied(error);
+    }
     match error {
         OutboxError::Locked { path } => Failure::new(
             EXIT_UNAVAILABLE,

@@ -677,12 +677,10 @@ fn publisher_stopped(ended: PublisherEnd) -> Result<(), Failure> {
 }
 
 fn state_failure(error: &OutboxError) -> Failure {
+    if error.is_denied() {
+        return super::state_denied(error);
+    }
     let code = match error {
-        OutboxError::Directory { source, .. }
-            if source.kind() == std::io::ErrorKind::PermissionDenied =>
-        {
-            EXIT_NO_PERMISSION
-        }
         OutboxError::OtherHost { .. } => EXIT_CONFIG,
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }

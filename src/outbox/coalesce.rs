@@ -13,7 +13,7 @@ enum Key<'a> {
 }
 
 /// Keeps of each state key the last message only, at its place; deltas are all kept, in order.
-pub fn coalesce(messages: Vec<(u64, Message)>) -> Vec<(u64, Message)> {
+pub(super) fn coalesce(messages: Vec<(u64, Message)>) -> Vec<(u64, Message)> {
     let mut seen = HashSet::new();
     let kept: Vec<bool> = messages
         .iter()

@@ -31,9 +31,10 @@
 //! 5. One process has the file; a second one is refused.
 //! 6. A delta that the bus has stays for [`KEPT_MS`] (within [`KEPT_BYTES_MAX`]), outside of what counts as owed.
 //!
-//! Where to look: `ledger.rs` is one transaction, `deltas.rs` the line of deltas in it, `states.rs` the state messages,
-//! `limits.rs` what goes when it is full; `reader.rs` reads for the publisher, `recover.rs` opens.
+//! Where to look: `render.rs` makes what is owed of the reconciler's messages; `ledger.rs` is one transaction, `deltas.rs` the line of deltas in it, `states.rs` the state messages,
+//! `limits.rs` what goes when it is full, `ages.rs` since when what is owed waits; `reader.rs` reads for the publisher, `recover.rs` opens.
 
+mod ages;
 mod chunk;
 mod coalesce;
 mod deltas;
@@ -46,6 +47,7 @@ mod mark;
 mod read_back;
 mod reader;
 mod recover;
+mod render;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -58,13 +60,14 @@ use redb::{Database, Durability, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use chunk::StoredDelta;
-pub use coalesce::coalesce;
+use coalesce::coalesce;
 pub use deltas::{KEPT_BYTES_MAX, KEPT_MS};
 pub use holdings::{Figures, Holdings, Quarantined};
 use ledger::{Fault, Ledger, RenderGap};
 use reader::Flow;
 pub use reader::{OutboxReader, StoredMessage};
 pub use recover::{Owner, Recovered};
+pub use render::render;
 
 use crate::model::Topic;
 use crate::model::message::Message;
@@ -270,6 +273,24 @@ pub enum OutboxError {
     },
 }
 
+impl OutboxError {
+    /// Whether this user may not use the directory, or what is in it.
+    pub fn is_denied(&self) -> bool {
+        let is_denied =
+            |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+        match self {
+            Self::Directory { source, .. } => is_denied(source),
+            Self::Database { source, .. } => {
+                matches!(&**source, redb::Error::Io(error) if is_denied(error))
+            }
+            Self::Locked { .. }
+            | Self::OtherHost { .. }
+            | Self::Format { .. }
+            | Self::Encoding { .. } => false,
+        }
+    }
+}
+
 /// What is committed at once.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -444,6 +465,7 @@ pub struct Outbox {
     /// Such acknowledgements, to be committed again.
     revived: Vec<Settled>,
     mark: mark::Mark,
+    ages: ages::Ages,
 }
 
 /// An outbox that was opened, with the state that it held.
@@ -499,6 +521,23 @@ impl Outbox {
     /// Whether acknowledgements wait for the next durable commit.
     pub fn has_unsynced_acks(&self) -> bool {
         !(self.unsynced.is_empty() && self.revived.is_empty())
+    }
+
+    /// When the oldest message that is owed was stored, in unix milliseconds and to the second; 0 where none is, or the
+    /// file cannot be read. Of one that an earlier life stored, the last moment of that life.
+    pub fn oldest_ms(&mut self) -> u64 {
+        if self.books.meta.totals.messages == 0 {
+            return 0;
+        }
+        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let oldest = guard
+            .as_ref()
+            .map(|database| ages::oldest_row(database, &self.books.meta));
+        match oldest {
+            Some(Ok(Some(row))) => self.ages.of(row),
+            // What cannot be read fails the next commit, and is told there.
+            Some(Ok(None) | Err(_)) | None => 0,
+        }
     }
 
     /// The row that the next message will have; it is then taken.
@@ -583,6 +622,9 @@ impl Outbox {
         }
         drop(flow);
         self.books = books;
+        if let Some(first) = batch.messages.first() {
+            self.ages.note(first.outgoing.row, now_ms);
+        }
         self.note_reports(batch.reports, is_durable);
         if !deltas.is_empty() {
             self.mark.note(&self.books.meta.epoch, self.books.meta.seq);
@@ -624,6 +666,7 @@ impl Outbox {
         books.meta.last_alive_ms = now_ms;
         self.write(&mut books, true, |ledger| ledger.rewind(lost_from, gap))?;
         self.books = books;
+        self.ages = ages::Ages::since(now_ms);
         self.unsynced.clear();
         let mut flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
         *flow = Flow::default();

@@ -121,6 +121,7 @@ impl Outbox {
             unsynced: Vec::new(),
             revived: Vec::new(),
             mark: super::mark::Mark::open(directory),
+            ages: super::ages::Ages::since(last_alive_ms),
         };
         Ok(Opened {
             outbox,

@@ -595,6 +595,49 @@ fn acked_position(row: u64) -> Position {
 }
 
 #[test]
+fn the_oldest_message_has_waited_since_its_commit() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    assert_eq!(outbox.oldest_ms(), 0);
+    let batch = deltas(&mut outbox, 1..=2, "x");
+    let (first, second) = (
+        batch.messages[0].outgoing.row,
+        batch.messages[1].outgoing.row,
+    );
+    commit_at(&mut outbox, batch, NOW_MS);
+    let state = message(&mut outbox, Topic::Records, "a", "x");
+    let state_row = state.outgoing.row;
+    let batch = Batch {
+        messages: vec![state],
+        ..Batch::default()
+    };
+    commit_at(&mut outbox, batch, NOW_MS + 5_000);
+    assert_eq!(outbox.oldest_ms(), NOW_MS);
+    commit_at(&mut outbox, acks([first]), NOW_MS + 6_000);
+    assert_eq!(
+        outbox.oldest_ms(),
+        NOW_MS,
+        "a chunk that is acknowledged in part"
+    );
+    commit_at(&mut outbox, acks([second]), NOW_MS + 7_000);
+    assert_eq!(outbox.oldest_ms(), NOW_MS + 5_000);
+    commit_at(&mut outbox, acks([state_row]), NOW_MS + 8_000);
+    assert_eq!(outbox.oldest_ms(), 0);
+    // Long quiet, then a delta: it is not as old as what went before it.
+    let batch = deltas(&mut outbox, 3..=3, "x");
+    commit_at(&mut outbox, batch, NOW_MS + 90_000);
+    assert_eq!(outbox.oldest_ms(), NOW_MS + 90_000);
+    drop(outbox);
+
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    assert_eq!(
+        outbox.oldest_ms(),
+        NOW_MS + 90_000,
+        "the last moment of the earlier life"
+    );
+}
+
+#[test]
 fn where_the_newest_acknowledged_delta_is_outlives_a_restart() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let mut outbox = open(folder.path(), u64::MAX).outbox;

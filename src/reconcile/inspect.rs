@@ -52,6 +52,10 @@ impl Reconciler {
         }
         tracked.fingerprint = None;
         tracked.take_facts(event.facts.as_deref());
+        self.take_early(&id);
+        let Some(tracked) = self.containers.get_mut(&id) else {
+            return;
+        };
         let life = &mut tracked.life;
         life.touched_list = list;
         life.asked_fingerprint = None;
@@ -260,6 +264,7 @@ impl Reconciler {
         let is_streaming = source.is_some_and(|source| source.streaming);
         let runs_once = source.is_some_and(super::Source::runs_once);
         tracked.kind = container.kind;
+        self.take_early_found(&mut tracked, id, &container);
         let is_told = tracked.is_told();
         let life = &mut tracked.life;
         let is_deleted = life.deleted_at_ns.is_some();
@@ -409,6 +414,7 @@ impl Reconciler {
             return;
         };
         self.waiting.remove(id);
+        self.drop_early(id);
         let events = std::mem::take(&mut tracked.life.pending);
         let round = Round {
             events,
@@ -426,6 +432,7 @@ impl Reconciler {
     /// Forgets a container of which nothing is to be told.
     pub(super) fn drop_untold(&mut self, id: &ContainerId) {
         self.waiting.remove(id);
+        self.drop_early(id);
         if let Some(mut tracked) = self.containers.remove(id) {
             if tracked.hint.is_some() {
                 self.drop_hint(&mut tracked, id, self.now_ms);

@@ -14,14 +14,17 @@
 //! 5. A mapping names only containers whose process was seen alive in that namespace. Each mapping that ends is
 //!    put with its `valid_to_ms`, and after the linger gets its tombstone, unless its number has gone to another
 //!    namespace by then.
-//! 6. Every namespace token that comes in with a [`Process`] is held by one mapping or released.
+//! 6. Every namespace token that comes in with a [`Process`] is held by one mapping, waits some seconds for its
+//!    container to be known, or is released.
 //!
 //! Where to look: `grammar.rs` says what comes in and what is to be done; this file dispatches, opens an epoch and
 //! keeps the time; `container.rs` is what is known of one container, `inspect.rs` what is asked about it,
-//! `fills.rs` what sketches lack; `runs.rs` (a function of what was said) puts its runs in order, `story.rs` tells them, `process.rs` takes what
-//! is read of its processes; `overlay.rs` is cri-dockerd; `listing.rs` compares lists; `namespace.rs` maps.
+//! `fills.rs` what sketches lack; `runs.rs` (a function of what was said) puts its runs in order, `story.rs` tells
+//! them, `process.rs` takes what is read of its processes, `early.rs` those of containers that are not known yet;
+//! `overlay.rs` is cri-dockerd; `listing.rs` compares lists; `namespace.rs` maps.
 
 mod container;
+mod early;
 mod fills;
 mod grammar;
 mod inspect;
@@ -74,6 +77,7 @@ pub struct Reconciler {
     expected: BTreeSet<SourceId>,
     containers: BTreeMap<ContainerId, Tracked>,
     namespaces: BTreeMap<u64, NamespaceRow>,
+    early: early::Early,
     deleted: BTreeMap<ContainerId, Deletion>,
     deleted_order: VecDeque<(ContainerId, u64)>,
     /// Containers that wait for time to pass, until this moment of [`uptime_ms`](Self::uptime_ms).
@@ -124,6 +128,7 @@ impl Reconciler {
             expected: BTreeSet::new(),
             containers: restored.containers,
             namespaces: restored.namespaces,
+            early: early::Early::default(),
             deleted: BTreeMap::new(),
             deleted_order: VecDeque::new(),
             waiting: BTreeMap::new(),
@@ -235,6 +240,12 @@ impl Reconciler {
     /// The mappings that stand, lingering ones too.
     pub fn namespaces(&self) -> impl Iterator<Item = &NamespaceRow> {
         self.namespaces.values()
+    }
+
+    /// The tokens of the namespaces that are held: by mappings, and by processes that wait for their container.
+    pub fn held_fds(&self) -> impl Iterator<Item = FdToken> {
+        let mapped = self.namespaces.values().filter_map(NamespaceRow::fd);
+        mapped.chain(self.early.fds())
     }
 
     /// The runtimes: id, who, whether it is up, whether it streams.
@@ -450,6 +461,7 @@ impl Reconciler {
             self.wake(&id);
         }
         self.forget_deleted();
+        self.tick_early();
         let elapsed_ms = self.uptime_ms - self.away_checked_ms;
         if elapsed_ms >= AWAY_CHECK_MS {
             self.away_checked_ms = self.uptime_ms;

@@ -13,7 +13,9 @@ impl Reconciler {
     /// Takes what was read of a process: of an open run, or ahead of a start.
     pub(super) fn process_read(&mut self, id: &ContainerId, pid: u32, reading: ProcessReading) {
         let Some(tracked) = self.containers.get(id) else {
-            self.release_reading(&reading);
+            if let ProcessReading::Alive(process) = reading {
+                self.keep_early(id, *process);
+            }
             return;
         };
         let open = tracked.run.clone().filter(|run| run.pid == Some(pid));
@@ -92,7 +94,7 @@ impl Reconciler {
     }
 
     /// A process of a container that is about to start: its namespace is mapped ahead of its `start`.
-    fn hinted(&mut self, id: &ContainerId, process: &Process) {
+    pub(super) fn hinted(&mut self, id: &ContainerId, process: &Process) {
         let Some(mut tracked) = self.containers.remove(id) else {
             self.release_fd(process.fd);
             return;
@@ -107,9 +109,9 @@ impl Reconciler {
         }
     }
 
-    /// Keeps a live process as the container's hint, and maps its namespace. One that was told, or of a
-    /// container that has had its one run, is let go.
-    fn take_hint(&mut self, tracked: &mut Tracked, id: &ContainerId, process: &Process) {
+    /// Keeps a live process as the container's hint, and maps its namespace, where the container is known; else it waits.
+    /// One that was told, or of a container that has had its one run, is let go.
+    pub(super) fn take_hint(&mut self, tracked: &mut Tracked, id: &ContainerId, process: &Process) {
         let key = Some((process.pid, process.start_ticks));
         let has_run = tracked.newest.is_some()
             && self
@@ -123,8 +125,12 @@ impl Reconciler {
         let mut seen = newest.into_iter().chain(hinted);
         let is_over = seen.any(|(_, start_ticks)| process.start_ticks < start_ticks);
         let known = tracked.best_known();
-        let (Some(known), false) = (known, was_told || is_over || has_run) else {
+        if was_told || is_over || has_run {
             self.release_fd(process.fd);
+            return;
+        }
+        let Some(known) = known else {
+            self.keep_early(id, process.clone());
             return;
         };
         self.replace_hint(tracked, id, process);

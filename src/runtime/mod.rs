@@ -29,8 +29,12 @@ use crate::model::{
 
 pub use endpoint::{ParseEndpointError, SOCKET_PATH_BYTES_MAX};
 
-/// Time to connect to an endpoint and to have its version (design §2).
+/// Time to connect to an endpoint.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time for an endpoint's version, and for a sign of life. Podman runs `conmon` and its OCI runtime for each answer,
+/// which takes more than a second on a busy machine.
+pub const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Time for a list or an inspect before the runtime counts as hung.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -42,8 +46,10 @@ pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How to talk to runtimes; the defaults are right but for tests and for those who know better.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Time to connect and to have the version.
+    /// Time to connect.
     pub connect_timeout: Duration,
+    /// Time for the version, and for a sign of life.
+    pub version_timeout: Duration,
     /// Time for a list or an inspect.
     pub request_timeout: Duration,
     /// Longest answer that is taken.
@@ -59,6 +65,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             connect_timeout: CONNECT_TIMEOUT,
+            version_timeout: VERSION_TIMEOUT,
             request_timeout: REQUEST_TIMEOUT,
             message_bytes_max: MESSAGE_BYTES_MAX,
             containerd_1_7_events: false,
@@ -79,15 +86,14 @@ pub async fn connect(endpoint: &Endpoint) -> Result<Arc<dyn RuntimeClient>, Runt
 ///
 /// # Errors
 /// [`RuntimeError::NotThere`], [`RuntimeError::NotASocket`] and [`RuntimeError::NoPermission`] for what is wrong
-/// with the path; [`RuntimeError::Timeout`] when the answer takes longer than `connect_timeout`;
+/// with the path; [`RuntimeError::Timeout`] when connecting takes longer than `connect_timeout`, or the version longer
+/// than `version_timeout`;
 /// [`RuntimeError::NotARuntime`] when something else answers there; [`RuntimeError::Connect`] for all else.
 pub async fn connect_with(
     endpoint: &Endpoint,
     options: &Options,
 ) -> Result<Arc<dyn RuntimeClient>, RuntimeError> {
-    let started = tokio::time::Instant::now();
     let probe = probe::probe(endpoint, options.connect_timeout).await?;
-    let left = options.connect_timeout.saturating_sub(started.elapsed());
     let connecting = async {
         match endpoint.runtime {
             RuntimeType::Docker => docker::connect(endpoint, probe, options).await,
@@ -95,12 +101,12 @@ pub async fn connect_with(
             RuntimeType::Containerd => containerd::connect(endpoint, probe, options).await,
         }
     };
-    match tokio::time::timeout(left, connecting).await {
+    match tokio::time::timeout(options.version_timeout, connecting).await {
         Ok(result) => result,
         Err(_) => Err(RuntimeError::Timeout {
             endpoint: endpoint.uri(),
             request: "version",
-            timeout: options.connect_timeout,
+            timeout: options.version_timeout,
         }),
     }
 }

@@ -648,14 +648,20 @@ fn live_pid(container: &Container) -> Option<u32> {
 
 fn names_container(reading: &ProcessReading, id: &ContainerId) -> bool {
     match reading {
-        ProcessReading::Alive(process) => process.cgroup.contains(id.as_str()),
+        ProcessReading::Alive(process) => process.cgroup.contains(id_within(id)),
         ProcessReading::Dead | ProcessReading::Denied => true,
     }
 }
 
+/// A container's id within its runtime: without the namespace of containerd that a key may begin with.
+fn id_within(id: &ContainerId) -> &str {
+    let key = id.as_str();
+    key.split_once(':').map_or(key, |(_, id)| id)
+}
+
 /// Whether the cgroup names some other container: a runtime's ids are 64 hex digits.
-fn names_other(reading: &ProcessReading, id: &ContainerId) -> bool {
-    let is_id = |word: &str| word.len() == ID_DIGITS && word != id.as_str();
+pub(super) fn names_other(reading: &ProcessReading, id: &ContainerId) -> bool {
+    let is_id = |word: &str| word.len() == ID_DIGITS && word != id_within(id);
     match reading {
         ProcessReading::Alive(process) => process
             .cgroup

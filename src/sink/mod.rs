@@ -214,6 +214,8 @@ pub struct SinkHealth {
     pub up: bool,
     /// The newest error, its whole chain; empty when up.
     pub error: String,
+    /// The connection is one snapshot's, made anew for each: its changes are told at DEBUG.
+    pub is_brief: bool,
 }
 
 /// How topics, streams and buckets are made.

@@ -89,7 +89,7 @@ impl Publisher {
                 Ok(()) => {
                     self.health.send_replace(SinkHealth {
                         up: true,
-                        error: String::new(),
+                        ..SinkHealth::default()
                     });
                     return Ok(());
                 }
@@ -98,12 +98,18 @@ impl Publisher {
                 Err(error) if !error.may_heal() => {
                     let error = telemetry::chain(&error);
                     tracing::error!(%error, "the bus is not as it was; messages wait in the outbox");
-                    self.health.send_replace(SinkHealth { up: false, error });
+                    self.health.send_replace(SinkHealth {
+                        error,
+                        ..SinkHealth::default()
+                    });
                 }
                 Err(error) => {
                     let error = telemetry::chain(&error);
                     tracing::warn!(%error, "the bus is not there yet; messages wait in the outbox");
-                    self.health.send_replace(SinkHealth { up: false, error });
+                    self.health.send_replace(SinkHealth {
+                        error,
+                        ..SinkHealth::default()
+                    });
                 }
             }
             tokio::time::sleep(backoff.next_wait()).await;

@@ -103,11 +103,13 @@ impl HealthTeller {
         self.sender.send_if_modified(|health| {
             let changed = !health.up;
             if changed {
-                tracing::info!(bus, "the bus takes messages");
-                *health = SinkHealth {
-                    up: true,
-                    error: String::new(),
-                };
+                if health.is_brief {
+                    tracing::debug!(bus, "the bus takes messages");
+                } else {
+                    tracing::info!(bus, "the bus takes messages");
+                }
+                health.up = true;
+                health.error.clear();
             }
             changed
         });
@@ -117,15 +119,15 @@ impl HealthTeller {
     pub(super) fn down(&self, error: &str) {
         let bus = self.bus;
         self.sender.send_if_modified(|health| {
-            if health.up || health.error.is_empty() {
+            if health.is_brief {
+                tracing::debug!(bus, error, "the bus does not take messages");
+            } else if health.up || health.error.is_empty() {
                 tracing::warn!(bus, error, "the bus does not take messages");
             }
             let changed = health.up || health.error != error;
             if changed {
-                *health = SinkHealth {
-                    up: false,
-                    error: error.to_owned(),
-                };
+                health.up = false;
+                error.clone_into(&mut health.error);
             }
             changed
         });

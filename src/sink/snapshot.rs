@@ -59,7 +59,10 @@ pub async fn send(
     let _ends = stop.clone().drop_guard();
     let (requests, incoming) = mpsc::channel(QUEUE_MAX);
     let (reports_tx, mut reports) = mpsc::channel(IN_FLIGHT_MAX);
-    let (health_tx, health) = watch::channel(SinkHealth::default());
+    let (health_tx, health) = watch::channel(SinkHealth {
+        is_brief: true,
+        ..SinkHealth::default()
+    });
     let ends = stop.clone();
     let running =
         tokio::spawn(async move { sink.run(incoming, reports_tx, health_tx, ends).await });

@@ -8,6 +8,7 @@ pub mod json;
 pub mod local;
 mod status;
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 pub use status::{OutboxStatus, ResyncStatus, RuntimeStatus, Status};
@@ -218,12 +219,22 @@ pub fn quarantine_gap(refused: &Outgoing, now_ms: u64) -> Option<Outgoing> {
 
 /// The CloudEvents id of a delta.
 pub fn delta_id(host_id: &str, epoch: &str, seq: u64) -> Arc<str> {
-    format!("{host_id}:{epoch}:{seq}").into()
+    id_of(host_id, epoch, ":", seq)
 }
 
 /// The CloudEvents id of a state message, by its row in the outbox.
 pub fn state_id(host_id: &str, epoch: &str, row: u64) -> Arc<str> {
-    format!("{host_id}:{epoch}:r{row}").into()
+    id_of(host_id, epoch, ":r", row)
+}
+
+/// Every message has one: room for it is taken once.
+fn id_of(host_id: &str, epoch: &str, mark: &str, number: u64) -> Arc<str> {
+    const DIGITS_MAX: usize = 20;
+    let bytes = host_id.len() + 1 + epoch.len() + mark.len() + DIGITS_MAX;
+    let mut id = String::with_capacity(bytes);
+    id.extend([host_id, ":", epoch, mark]);
+    write!(id, "{number}").expect("writing to a string does not fail");
+    id.into()
 }
 
 /// The CloudEvents type of a topic's messages.

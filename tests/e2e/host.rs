@@ -41,6 +41,14 @@ pub(crate) struct Host {
     pub(crate) lab: Lab,
 }
 
+fn address(lab: &Lab, bus: BusKind) -> Result<String> {
+    match bus {
+        BusKind::Stdout => Ok(String::new()),
+        BusKind::Kafka => lab.value("LAB_KAFKA"),
+        BusKind::Nats => lab.value("LAB_NATS"),
+    }
+}
+
 impl Host {
     /// A containerd with CRI and a dockerd on it, with a bus. `None` where the machine cannot have them.
     pub(crate) fn usual(bus: BusKind) -> Result<Option<Self>> {
@@ -60,11 +68,7 @@ impl Host {
 
     /// The host of a lab that is up.
     pub(crate) fn of(lab: Lab, dockers: Vec<Docker>, cris: Vec<Cri>, bus: BusKind) -> Result<Self> {
-        let address = match bus {
-            BusKind::Stdout => String::new(),
-            BusKind::Kafka => lab.value("LAB_KAFKA")?,
-            BusKind::Nats => lab.value("LAB_NATS")?,
-        };
+        let address = address(&lab, bus)?;
         let url = match bus {
             BusKind::Stdout => "stdout:".to_owned(),
             BusKind::Kafka => Bus::Kafka(address.clone()).url(),
@@ -85,6 +89,17 @@ impl Host {
             setup,
             lab,
         })
+    }
+
+    /// Reads at another of the lab's brokers from now on.
+    pub(crate) fn reads_at(&mut self, bus: BusKind) -> Result<()> {
+        let address = address(&self.lab, bus)?;
+        self.bus = match bus {
+            BusKind::Stdout => Bus::Stdout(self.setup.stdout()),
+            BusKind::Kafka => Bus::Kafka(address),
+            BusKind::Nats => Bus::Nats(address),
+        };
+        Ok(())
     }
 
     /// The first Docker.

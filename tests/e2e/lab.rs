@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
 
 /// `lab`'s exit status where something that it needs is not on the machine (sysexits' EX_UNAVAILABLE).
 const EXIT_UNAVAILABLE: i32 = 69;
@@ -40,6 +41,18 @@ impl Lab {
         let output = output.context("failed to run tests/lab/lab")?;
         let is_there = is_there(&output, &format!("`lab up` of {components:?}"))?;
         Ok(is_there.then_some(lab))
+    }
+
+    /// Starts further components beside those that run; as [`Self::up_with`], but that they must be there.
+    pub(crate) fn add(&self, components: &[&str], variables: &[(&str, String)]) -> Result<()> {
+        let mut command = Command::new(script("lab"));
+        command.arg("up").arg(&self.dir).args(components);
+        command.envs(variables.iter().map(|(name, value)| (*name, value)));
+        let output = command.stdin(Stdio::null()).output();
+        let output = output.context("failed to run tests/lab/lab")?;
+        let why = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`lab up` of {components:?}: {why}");
+        Ok(())
     }
 
     /// With what Java runs a stream processor of `deploy/`; `None` as for [`Self::up`].
@@ -128,17 +141,25 @@ pub(crate) fn builder(lab: &Lab) -> Result<bool> {
 
 /// Renders and validates the manifests. `None` as [`Lab::up`].
 pub(crate) fn manifests() -> Result<Option<String>> {
-    check("manifests")
+    check("manifests", &[])
+}
+
+/// The documents that the chart renders with these arguments of helm. `None` as [`Lab::up`].
+pub(crate) fn rendered(arguments: &[String]) -> Result<Option<Vec<Value>>> {
+    let all = [&["render".to_owned()], arguments].concat();
+    let said = check("manifests", &all)?;
+    Ok(said.map(|said| serde_json::from_str(&said)).transpose()?)
 }
 
 /// Reads the AsyncAPI document by its own parser. `None` as [`Lab::up`].
 pub(crate) fn asyncapi() -> Result<Option<String>> {
-    check("asyncapi")
+    check("asyncapi", &[])
 }
 
 /// What a program of `tests/lab` that checks something says when all is well.
-fn check(name: &str) -> Result<Option<String>> {
-    let output = Command::new(script(name)).stdin(Stdio::null()).output();
+fn check(name: &str, arguments: &[String]) -> Result<Option<String>> {
+    let mut command = Command::new(script(name));
+    let output = command.args(arguments).stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("failed to run tests/lab/{name}"))?;
     let is_there = is_there(&output, &format!("`tests/lab/{name}`"))?;
     Ok(is_there.then(|| String::from_utf8_lossy(&output.stdout).into_owned()))

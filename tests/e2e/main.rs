@@ -25,6 +25,7 @@ mod older;
 mod operator;
 mod own;
 mod package;
+mod pod;
 mod protobuf;
 mod safety;
 mod sight;

@@ -16,6 +16,7 @@ fn an_older_dockerd_is_followed() -> Result<()> {
     lives_are_told(
         &Host::of(lab, vec![docker], Vec::new(), BusKind::Stdout)?,
         "docker",
+        true,
     )
 }
 
@@ -28,19 +29,36 @@ fn podman_is_followed_through_its_docker_socket() -> Result<()> {
     lives_are_told(
         &Host::of(lab, vec![podman], Vec::new(), BusKind::Stdout)?,
         "podman",
+        true,
     )
 }
 
-fn lives_are_told(host: &Host, runtime_name: &str) -> Result<()> {
+#[test]
+fn a_rootless_podman_that_is_named_is_followed() -> Result<()> {
+    let Some(lab) = Lab::up(&["rootless"])? else {
+        return Ok(());
+    };
+    let podman = Docker::new(&lab, "ROOTLESS")?;
+    lives_are_told(
+        &Host::of(lab, vec![podman], Vec::new(), BusKind::Stdout)?,
+        "podman",
+        // With cgroups of version 1 such a container has none that could be frozen.
+        false,
+    )
+}
+
+fn lives_are_told(host: &Host, runtime_name: &str, can_pause: bool) -> Result<()> {
     let docker = host.docker();
     let standing = docker.run_staying("standing", &[])?;
     let collector = host.setup.start()?;
     host.converged("the start")?;
     let web = docker.run_staying("web", &[])?;
     docker.call(&["rename", "web", "front"])?;
-    docker.call(&["pause", "front"])?;
-    host.converged("run, rename and pause")?;
-    docker.call(&["unpause", "front"])?;
+    if can_pause {
+        docker.call(&["pause", "front"])?;
+        host.converged("run, rename and pause")?;
+        docker.call(&["unpause", "front"])?;
+    }
     docker.call(&["restart", "-t", "0", "front"])?;
     docker.run_ending("failing", &[], &["sh", "-c", "exit 3"])?;
     let blink = docker.run_ending("blink", &["--rm"], &["true"])?;

@@ -2,7 +2,7 @@
 //! real runtimes, over TLS and with a password to a real Kafka and a real NATS; the doctor is content, and Prometheus
 //! sees it.
 
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,8 +15,8 @@ use crate::package::{UID, succeed, unpacked_as_the_unit};
 use crate::sight;
 use crate::world::{Cri, Docker};
 
-const USER: &str = "quay";
-const PASSWORD: &str = "a-password-of-the-quay";
+pub(crate) const USER: &str = "quay";
+pub(crate) const PASSWORD: &str = "a-password-of-the-quay";
 /// Who comes without a password and without TLS, as the consumer does.
 const READER: &str = "reader";
 
@@ -24,23 +24,7 @@ const READER: &str = "reader";
 fn an_operators_collector_publishes_to_kafka_and_prometheus_sees_it() -> Result<()> {
     let folder = TempDir::new()?;
     let certificates = Certificates::write(&folder.path().join("certificates"))?;
-    let both = certificates.pair("server").both.display().to_string();
-    let properties = format!(
-        "ssl.keystore.type=PEM\nlistener.name.login.ssl.keystore.location={both}\n\
-         listener.name.login.sasl.enabled.mechanisms=SCRAM-SHA-512\n\
-         listener.name.login.scram-sha-512.sasl.jaas.config=\
-         org.apache.kafka.common.security.scram.ScramLoginModule required;\n"
-    );
-    let properties = written(folder.path(), "properties", &properties)?;
-    let scram = format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]");
-    let variables = [
-        (
-            "QUAYMASTER_LAB_KAFKA_LISTENERS",
-            "LOGIN=SASL_SSL".to_owned(),
-        ),
-        ("QUAYMASTER_LAB_KAFKA_PROPERTIES", properties),
-        ("QUAYMASTER_LAB_KAFKA_SCRAM", scram),
-    ];
+    let variables = kafka_variables(folder.path(), &certificates)?;
     let components = ["containerd2", "docker", "kafka", "prometheus"];
     let Some(lab) = Lab::up_with(&components, &variables)? else {
         return Ok(());
@@ -53,7 +37,8 @@ fn an_operators_collector_publishes_to_kafka_and_prometheus_sees_it() -> Result<
     doctor_is_content(&host)?;
     let collector = host.setup.start()?;
     publishes(&host)?;
-    sight::prometheus_sees_all_and_tells_of_a_dead_bus(&host, &collector)?;
+    let address = sight::address_in(|| collector.log())?;
+    sight::prometheus_sees_all_and_tells_of_a_dead_bus(&host, &address)?;
     host.converged("an outage of Kafka")?;
     ensure!(
         !collector.log()?.contains(PASSWORD),
@@ -66,13 +51,7 @@ fn an_operators_collector_publishes_to_kafka_and_prometheus_sees_it() -> Result<
 fn an_operators_collector_publishes_to_nats() -> Result<()> {
     let folder = TempDir::new()?;
     let certificates = Certificates::write(&folder.path().join("certificates"))?;
-    let pair = certificates.pair("server");
-    let conf = format!(
-        "tls {{ cert_file: {:?}, key_file: {:?} }}\nallow_non_tls: true\n\
-         authorization {{ users: [ {{ user: {USER}, password: {PASSWORD:?} }}, \
-         {{ user: {READER}, password: {READER:?} }} ] }}\nno_auth_user: {READER}\n",
-        pair.cert, pair.key
-    );
+    let conf = nats_conf(&certificates);
     let conf = written(folder.path(), "conf", &conf)?;
     let components = ["containerd2", "docker", "nats"];
     let Some(lab) = Lab::up_with(&components, &[("QUAYMASTER_LAB_NATS_CONF", conf)])? else {
@@ -89,6 +68,53 @@ fn an_operators_collector_publishes_to_nats() -> Result<()> {
         "the password is in the log"
     );
     collector.stop()
+}
+
+/// What makes the lab's Kafka ask for TLS and a password at a listener of its own, `LAB_KAFKA_LOGIN`.
+pub(crate) fn kafka_variables(
+    folder: &Path,
+    certificates: &Certificates,
+) -> Result<[(&'static str, String); 3]> {
+    let both = certificates.pair("server").both.display().to_string();
+    let properties = format!(
+        "ssl.keystore.type=PEM\nlistener.name.login.ssl.keystore.location={both}\n\
+         listener.name.login.sasl.enabled.mechanisms=SCRAM-SHA-512\n\
+         listener.name.login.scram-sha-512.sasl.jaas.config=\
+         org.apache.kafka.common.security.scram.ScramLoginModule required;\n"
+    );
+    let scram = format!("SCRAM-SHA-512=[name={USER},password={PASSWORD}]");
+    Ok([
+        (
+            "QUAYMASTER_LAB_KAFKA_LISTENERS",
+            "LOGIN=SASL_SSL".to_owned(),
+        ),
+        (
+            "QUAYMASTER_LAB_KAFKA_PROPERTIES",
+            written(folder, "properties", &properties)?,
+        ),
+        ("QUAYMASTER_LAB_KAFKA_SCRAM", scram),
+    ])
+}
+
+/// What makes a NATS server speak TLS and ask for a password; the consumer comes without.
+pub(crate) fn nats_conf(certificates: &Certificates) -> String {
+    let pair = certificates.pair("server");
+    format!(
+        "tls {{ cert_file: {:?}, key_file: {:?} }}\nallow_non_tls: true\n\
+         authorization {{ users: [ {{ user: {USER}, password: {PASSWORD:?} }}, \
+         {{ user: {READER}, password: {READER:?} }} ] }}\nno_auth_user: {READER}\n",
+        pair.cert, pair.key
+    )
+}
+
+/// Writes what a container is given of secrets: `secrets/ca.pem` and `secrets/password`, for root alone.
+pub(crate) fn secrets(folder: &Path, certificates: &Certificates) -> Result<()> {
+    let secrets = folder.join("secrets");
+    std::fs::create_dir_all(&secrets)?;
+    std::fs::copy(certificates.ca(), secrets.join("ca.pem"))?;
+    let password = PathBuf::from(written(&secrets, "password", PASSWORD)?);
+    std::fs::set_permissions(password, std::fs::Permissions::from_mode(0o400))?;
+    Ok(())
 }
 
 fn host(lab: Lab, bus: BusKind) -> Result<Host> {
@@ -137,7 +163,7 @@ fn publishes(host: &Host) -> Result<()> {
     Ok(())
 }
 
-fn written(folder: &Path, name: &str, text: &str) -> Result<String> {
+pub(crate) fn written(folder: &Path, name: &str, text: &str) -> Result<String> {
     let path = folder.join(name);
     std::fs::write(&path, text)?;
     let path = path.into_os_string().into_string();

@@ -34,6 +34,7 @@ fn the_package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     let groups = root.call(&["id", "-nG", "quaymaster"])?;
     ensure!(groups.split(' ').any(|group| group == "root"), "{groups}");
     check_unit(&root.0, unit)?;
+    check_manual(&root.0)?;
 
     let settings = root.0.join("etc/default/quaymaster");
     std::fs::write(&settings, "QUAYMASTER_BUS=kafka://broker:9092\n")?;
@@ -102,6 +103,32 @@ fn as_the_unit(binary: &Path, endpoints: &[String]) -> Result<Vec<OsString>> {
     program.push("--no-new-privs".into());
     program.push(binary.into());
     Ok(program)
+}
+
+/// There is a page for each subcommand, and completions for the shells that Debian has.
+fn check_manual(root: &Path) -> Result<()> {
+    let pages = root.join("usr/share/man/man1");
+    for subcommand in ["", "-run", "-doctor", "-enrich", "-config-show"] {
+        let page = pages.join(format!("quaymaster{subcommand}.1.gz"));
+        let read = succeed(Command::new("zcat").arg(&page))?;
+        let text = String::from_utf8(read.stdout)?;
+        ensure!(text.contains(".SH NAME"), "{}: {text}", page.display());
+    }
+    for (path, command) in [
+        ("bash-completion/completions/quaymaster", "complete -F"),
+        ("zsh/vendor-completions/_quaymaster", "#compdef quaymaster"),
+        (
+            "fish/vendor_completions.d/quaymaster.fish",
+            "complete -c quaymaster",
+        ),
+    ] {
+        let text = std::fs::read_to_string(root.join("usr/share").join(path))?;
+        ensure!(
+            text.contains(command) && text.contains("doctor"),
+            "{path}: {text}"
+        );
+    }
+    Ok(())
 }
 
 /// What systemd itself thinks of the unit.

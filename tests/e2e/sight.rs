@@ -6,7 +6,6 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::collector::Collector;
 use crate::host::Host;
 use crate::wait::eventually;
 
@@ -64,17 +63,43 @@ impl Prometheus {
     }
 }
 
-/// Where a collector says that it listens.
-fn address_of(collector: &Collector<'_>) -> Result<String> {
-    eventually("the collector listens", || {
-        let log = collector.log()?;
-        let (_, rest) = log.split_once("listening address=").context("not yet")?;
-        Ok(rest
-            .split_whitespace()
-            .next()
-            .unwrap_or_default()
-            .to_owned())
+/// Where the collector or enricher whose log this is says that it listens; the log is text or JSON.
+pub(crate) fn address_in(mut log: impl FnMut() -> Result<String>) -> Result<String> {
+    eventually("it listens", || {
+        let log = log()?;
+        let (_, text) = log.split_once("listening").context("not yet")?;
+        let line = text.lines().next().unwrap_or_default().replace('"', " ");
+        let (_, rest) = line.split_once("address").context("no address")?;
+        let mut words = rest
+            .split([' ', '=', ':', ',', '}'])
+            .filter(|word| !word.is_empty());
+        let (host, port) = (words.next(), words.next());
+        Ok(format!(
+            "{}:{}",
+            host.context("no host")?,
+            port.context("no port")?
+        ))
     })
+}
+
+/// What Prometheus says of the two jobs of `deploy/prometheus/prometheus.yml`: both are up, and all alerts are there.
+pub(crate) fn both_jobs_are_up(address: &str) -> Result<()> {
+    let prometheus = Prometheus(address.to_owned());
+    for job in ["quaymaster", "quaymaster-enrich"] {
+        eventually(&format!("Prometheus scrapes {job}"), || {
+            let up = prometheus.query(&format!("up{{job={job:?}}} == 1"))?;
+            ensure!(up.len() == 1, "{up:?}");
+            Ok(())
+        })?;
+    }
+    let rules = prometheus.get("rules", None)?;
+    let alerts = std::fs::read_to_string(deployed("prometheus/alerts.yml"))?;
+    let there = rules["groups"][0]["rules"].as_array().map_or(0, Vec::len);
+    ensure!(
+        there == alerts.matches("- alert:").count(),
+        "{there} rules: {rules}"
+    );
+    Ok(())
 }
 
 /// All queries of the dashboard.
@@ -107,11 +132,11 @@ pub(crate) fn check_rules() -> Result<()> {
 /// fires when Kafka dies, and ends when it is back.
 pub(crate) fn prometheus_sees_all_and_tells_of_a_dead_bus(
     host: &Host,
-    collector: &Collector<'_>,
+    address: &str,
 ) -> Result<()> {
     let prometheus = Prometheus(host.lab.value("LAB_PROMETHEUS")?);
     let targets = PathBuf::from(host.lab.value("LAB_PROMETHEUS_TARGETS")?);
-    let target = json!([{ "targets": [address_of(collector)?] }]);
+    let target = json!([{ "targets": [address] }]);
     std::fs::write(targets.join("collector.json"), target.to_string())?;
 
     let queries = dashboard()?;

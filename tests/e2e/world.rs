@@ -93,6 +93,18 @@ impl Docker {
         run(&mut command)
     }
 
+    /// What a container has written so far, to either of its streams.
+    pub(crate) fn said(&self, name: &str) -> Result<String> {
+        let mut command = Command::new(&self.cli);
+        command.env("DOCKER_CONFIG", &self.config);
+        command.args(["-H", &format!("unix://{}", self.socket), "logs", name]);
+        let output = command.stdin(Stdio::null()).output()?;
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        ensure!(output.status.success(), "{command:?} failed: {said}");
+        Ok(said)
+    }
+
     /// Starts a container that stays; its id.
     pub(crate) fn run_staying(&self, name: &str, options: &[&str]) -> Result<String> {
         let head = ["run", "-d", "--network", "none", "--name", name];

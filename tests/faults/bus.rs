@@ -9,6 +9,8 @@ use anyhow::{Context as _, bail};
 use async_nats::jetstream;
 use serde_json::Value;
 
+use crate::admin::alter;
+
 /// The topics that are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Topic {
@@ -16,6 +18,10 @@ pub(crate) enum Topic {
     Records,
     Pns,
 }
+
+/// What a collector's file says so that a Kafka can refuse: a broker asks for no more replicas in sync than a topic has. The
+/// second one is of a broker that is stopped ([`crate::lab::Broker::know_second_kafka`]).
+pub(crate) const TWO_REPLICAS: &str = "topics.replication = 2\n";
 
 const TOPICS: [Topic; 3] = [Topic::Deltas, Topic::Records, Topic::Pns];
 
@@ -97,37 +103,48 @@ impl Bus {
         }
     }
 
-    /// A stream of NATS that is full takes nothing more, and says so. A Kafka that refuses is in tests/sink.
-    pub(crate) async fn refuse(&mut self, refuses: bool) -> anyhow::Result<()> {
-        let Self::Nats { server, prefix, .. } = self else {
-            bail!("only NATS can be filled");
-        };
-        let context = jetstream::new(async_nats::connect(server.as_str()).await?);
-        let name = format!("{}_DELTAS", prefix.to_uppercase());
-        let stream = context.get_stream(&name).await?;
-        let mut config = stream.cached_info().config.clone();
-        (config.discard, config.max_messages) = match refuses {
-            true => (jetstream::stream::DiscardPolicy::New, 1),
-            false => (jetstream::stream::DiscardPolicy::Old, -1),
-        };
-        context.update_stream(&config).await?;
+    /// The bus takes no more, and says so, or takes all again: a NATS whose stream of deltas is full, a Kafka whose
+    /// topics ask for more replicas in sync than there are ([`TWO_REPLICAS`]).
+    pub(crate) async fn refuse(&self, refuses: bool) -> anyhow::Result<()> {
+        match self {
+            Self::Stdout { .. } => bail!("stdout takes all"),
+            Self::Kafka { server, prefix, .. } => {
+                let replicas = if refuses { "2" } else { "1" };
+                // What else goes through must not hide that.
+                for topic in ["deltas", "pns"] {
+                    let name = format!("{prefix}.{topic}");
+                    let servers = [server.clone()];
+                    alter(&servers, &name, "min.insync.replicas", replicas).await?;
+                }
+            }
+            Self::Nats { server, prefix, .. } => {
+                let context = jetstream::new(async_nats::connect(server.as_str()).await?);
+                let name = format!("{}_DELTAS", prefix.to_uppercase());
+                let stream = context.get_stream(&name).await?;
+                let mut config = stream.cached_info().config.clone();
+                (config.discard, config.max_messages) = match refuses {
+                    true => (jetstream::stream::DiscardPolicy::New, 1),
+                    false => (jetstream::stream::DiscardPolicy::Old, -1),
+                };
+                context.update_stream(&config).await?;
+            }
+        }
         Ok(())
     }
 
-    /// All that came since the last time. Between topics there is no order.
-    pub(crate) async fn read(&mut self) -> anyhow::Result<Vec<Found>> {
+    /// All that came since the last time. Between topics there is no order. After an error what was found until then is
+    /// not found again.
+    pub(crate) async fn read(&mut self, found: &mut Vec<Found>) -> anyhow::Result<()> {
         match self {
-            Self::Stdout { file, offset } => read_lines(file, offset),
+            Self::Stdout { file, offset } => found.extend(read_lines(file, offset)?),
             Self::Kafka {
                 server,
                 prefix,
                 next,
             } => {
-                let mut found = Vec::new();
                 for (topic, next) in TOPICS.into_iter().zip(next) {
                     found.extend(read_kafka(server, prefix, topic, next)?);
                 }
-                Ok(found)
             }
             Self::Nats {
                 server,
@@ -143,13 +160,12 @@ impl Bus {
                         client.insert(jetstream::new(connected)).clone()
                     }
                 };
-                let mut found = Vec::new();
                 for (topic, next) in TOPICS.into_iter().zip(next) {
-                    found.extend(read_nats(&context, prefix, topic, next).await?);
+                    read_nats(&context, prefix, topic, next, found).await?;
                 }
-                Ok(found)
             }
         }
+        Ok(())
     }
 }
 
@@ -242,20 +258,20 @@ async fn read_nats(
     prefix: &str,
     topic: Topic,
     next: &mut u64,
-) -> anyhow::Result<Vec<Found>> {
+    all: &mut Vec<Found>,
+) -> anyhow::Result<()> {
     let name = match topic {
         Topic::Deltas => format!("{}_DELTAS", prefix.to_uppercase()),
         Topic::Records | Topic::Pns => format!("KV_{prefix}-{}", topic.name()),
     };
     let limit = Duration::from_secs(20);
     let Ok(mut stream) = tokio::time::timeout(limit, context.get_stream(&name)).await? else {
-        return Ok(Vec::new());
+        return Ok(());
     };
     let newest = tokio::time::timeout(limit, stream.info())
         .await??
         .state
         .last_sequence;
-    let mut all = Vec::new();
     while *next <= newest {
         let answer = tokio::time::timeout(limit, stream.get_raw_message(*next)).await?;
         let message = match answer {
@@ -294,5 +310,5 @@ async fn read_nats(
             ce_id: header("ce-id").unwrap_or_default(),
         });
     }
-    Ok(all)
+    Ok(())
 }

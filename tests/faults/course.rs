@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use rustix::process::Signal;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::bus::Bus;
 use crate::daemon::Daemon;
@@ -21,9 +23,13 @@ const CONVERGE_MAX: Duration = Duration::from_secs(90);
 /// Longest wait for a collector to subscribe.
 const ATTACH_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for stories after the state agrees: a deletion is held back while events of its run may come.
-const STORY_MAX: Duration = Duration::from_secs(10);
+const STORY_MAX: Duration = Duration::from_secs(20);
 /// How long a runtime may not have noticed the end of a process, in milliseconds: dockerd takes some ten.
 const UNNOTICED_MS_MAX: u64 = 60;
+/// Longest wait for an answer over HTTP.
+const ASK_MAX: Duration = Duration::from_secs(5);
+/// What the log says before the address of the HTTP listener.
+const LISTENING: &str = "listening address=";
 /// How long mappings linger here.
 const LINGER: &str = "1s";
 
@@ -60,6 +66,8 @@ pub(crate) struct Setup {
     pub(crate) bus: Option<Bus>,
     /// Further arguments of the collector.
     pub(crate) arguments: Vec<String>,
+    /// Its configuration file.
+    pub(crate) file: &'static str,
     /// Where its state is; by default a new folder.
     pub(crate) state_dir: Option<PathBuf>,
     /// Where the collector finds the bus, if not where it is.
@@ -76,6 +84,7 @@ impl Setup {
             name,
             bus,
             arguments: Vec::new(),
+            file: "",
             state_dir: None,
             through: None,
             environment: Vec::new(),
@@ -111,6 +120,9 @@ impl Course {
             format!("--log={}", log_filter()),
         ]);
         arguments.extend(setup.arguments);
+        let file = folder.path().join("config.toml");
+        std::fs::write(&file, setup.file)?;
+        arguments.push(format!("--config={}", file.display()));
         let mut daemon = Daemon::new(folder.path(), arguments, setup.environment);
         if setup.starts {
             daemon.spawn()?;
@@ -134,13 +146,13 @@ impl Course {
         Ok(course)
     }
 
-    /// Waits until the collector hears both runtimes.
+    /// Waits until the collector hears both runtimes and has listed them since.
     pub(crate) async fn attached(&mut self) -> anyhow::Result<()> {
         let began = Instant::now();
-        while self.world.docker.subscribers() == 0 || self.world.cri.subscribers() == 0 {
+        while !self.world.docker.is_followed() || !self.world.cri.is_followed() {
             self.daemon.check()?;
             if began.elapsed() > ATTACH_MAX {
-                bail!("the collector does not subscribe:\n{}", self.daemon.tail());
+                self.fail("the collector does not subscribe and list")?;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -171,7 +183,7 @@ impl Course {
         self.count("SIGKILL");
         self.disturb();
         self.daemon.kill()?;
-        self.disturb();
+        self.oracle.may_reuse = true;
         // The kernel has closed its connections; the fakes would notice at their next event.
         self.world.docker.end_events();
         self.world.cri.end_events();
@@ -255,14 +267,42 @@ impl Course {
         Ok(())
     }
 
-    /// The bus takes no deltas any more, or again.
+    /// The bus refuses what it is given, or takes it again. A collector that was just started may not have made its
+    /// topics yet.
     pub(crate) async fn refuse(&mut self, refuses: bool) -> anyhow::Result<()> {
-        self.bus.refuse(refuses).await
+        let began = Instant::now();
+        while let Err(error) = self.bus.refuse(refuses).await {
+            self.daemon.check()?;
+            if began.elapsed() > ATTACH_MAX {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    /// What the newest collector, which was told to listen, answers over HTTP.
+    pub(crate) async fn ask(&self, path: &str) -> anyhow::Result<String> {
+        let lines = self.daemon.log_lines(LISTENING);
+        let line = lines.last().context("the collector does not listen")?;
+        let (_, address) = line.split_once(LISTENING).context("an address")?;
+        let address = address.split_whitespace().next().context("an address")?;
+        let asking = async {
+            let mut stream = TcpStream::connect(address).await?;
+            let request = format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            anyhow::Ok(answer)
+        };
+        tokio::time::timeout(ASK_MAX, asking).await?
     }
 
     /// A stranger reads the bus from its beginning, and knows nothing of what was there before.
     pub(crate) fn read_anew(&mut self, bus: Bus) {
         self.oracle = Oracle::new(matches!(bus, Bus::Nats { .. }));
+        // What the bus lost may have been a tombstone.
+        self.oracle.may_reuse = true;
         self.bus = bus;
     }
 
@@ -324,12 +364,10 @@ impl Course {
         let mut agreed = None;
         loop {
             self.daemon.check()?;
-            for found in self.bus.read().await? {
-                self.oracle.take(found);
-            }
+            let unread = self.look().await;
             self.judge()?;
             let differences = self.oracle.differences(&self.world);
-            if differences.is_empty() {
+            if unread.is_none() && differences.is_empty() {
                 agreed.get_or_insert_with(Instant::now);
                 let (_, lost) = self.oracle.check_stories(&self.world);
                 if lost.is_empty() || agreed.is_some_and(|at| at.elapsed() > STORY_MAX) {
@@ -337,7 +375,7 @@ impl Course {
                 }
             }
             if began.elapsed() > CONVERGE_MAX {
-                self.fail(&format!("no convergence: {differences:#?}"))?;
+                self.fail(&format!("no convergence: {differences:#?}, {unread:?}"))?;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -365,6 +403,17 @@ impl Course {
         Ok(())
     }
 
+    /// Takes what has come since the last look. A reader that fails, as it may on a machine that is busy, is not the
+    /// collector's fault: it is to look again.
+    async fn look(&mut self) -> Option<anyhow::Error> {
+        let mut found = Vec::new();
+        let read = self.bus.read(&mut found).await;
+        for found in found {
+            self.oracle.take(found);
+        }
+        read.err()
+    }
+
     /// An error where the oracle has a complaint; the first few of them.
     fn judge(&mut self) -> anyhow::Result<()> {
         if self.oracle.complaints.is_empty() {
@@ -382,14 +431,12 @@ impl Course {
     ) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
-            for found in self.bus.read().await? {
-                self.oracle.take(found);
-            }
+            let unread = self.look().await;
             if is_true(&self.oracle) {
                 return Ok(());
             }
             if began.elapsed() > CONVERGE_MAX {
-                self.fail(&format!("never: {what}"))?;
+                self.fail(&format!("never: {what}, {unread:?}"))?;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -13,6 +13,13 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Longest wait for an end that was asked for.
 const END_MAX: Duration = Duration::from_secs(30);
 
+/// The program under test: that of this build, or a copy of it that `QUAYMASTER_FAULTS_BINARY` names, so that a course of
+/// an hour does not change it by the next build.
+pub(crate) fn binary() -> PathBuf {
+    let built = || env!("CARGO_BIN_EXE_quaymaster").into();
+    std::env::var_os("QUAYMASTER_FAULTS_BINARY").map_or_else(built, PathBuf::from)
+}
+
 /// How it is started each time.
 pub(crate) struct Daemon {
     arguments: Vec<String>,
@@ -41,7 +48,7 @@ impl Daemon {
 
     pub(crate) fn spawn(&mut self) -> anyhow::Result<()> {
         let append = |path: &Path| OpenOptions::new().create(true).append(true).open(path);
-        let child = Command::new(env!("CARGO_BIN_EXE_quaymaster"))
+        let child = Command::new(binary())
             .arg("run")
             .args(&self.arguments)
             .envs(self.environment.iter().cloned())

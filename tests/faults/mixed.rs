@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::brokers::broker_fault;
-use crate::bus::Bus;
+use crate::bus::{Bus, TWO_REPLICAS};
 use crate::connections::{network_fault, proxy_before};
 use crate::course::{Course, Figures, Setup, can_unshare};
 use crate::disks::tear_state;
@@ -14,10 +14,14 @@ use crate::kills::EARLY_MS;
 use crate::lab::{Broker, Fragile, fresh_topics, report};
 use crate::proxy::Proxy;
 
-/// How long the long course lasts where nobody says.
-const MINUTES_DEFAULT: u64 = 30;
+/// How long the long course lasts at least where nobody says.
+const LASTS: Duration = Duration::from_secs(30 * 60);
+/// It goes on until so many kills were survived,
+const KILLS_MIN: u64 = 1_000;
+/// but begins no history after this time, and fails where they were fewer: `make faults` is to take an hour at most.
+const LONGEST: Duration = Duration::from_secs(42 * 60);
 /// Kills in a start, and in the start that follows it: each mends what the one before left.
-const KILLS_IN_A_ROW: usize = 3;
+const KILLS_IN_A_ROW: usize = 4;
 /// Longest life between two kills, in milliseconds.
 const LIFE_MS: u64 = 600;
 /// How long one history of the long course lasts: the topics are read from their start.
@@ -69,6 +73,10 @@ async fn start(
         Broker::Nats => Bus::nats(server, &prefix),
     };
     let mut setup = Setup::new(name, Some(bus));
+    if kind == Broker::Kafka {
+        Broker::know_second_kafka().await?;
+        setup.file = TWO_REPLICAS;
+    }
     setup.through = Some(proxy.address.to_string());
     Course::start(setup).await
 }
@@ -109,18 +117,52 @@ async fn faults_of_all_kinds_at_once_leave_the_truth_on_nats() -> anyhow::Result
     Ok(())
 }
 
-/// What `make faults` runs. Histories on Kafka and on NATS in turn, until the time is over.
+/// When the long course is over.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    lasts: Duration,
+    kills: u64,
+    longest: Duration,
+}
+
+impl Bounds {
+    /// `QUAYMASTER_FAULTS_MINUTES` asks for just that time, however few kills it has.
+    fn asked_for() -> anyhow::Result<Self> {
+        match std::env::var("QUAYMASTER_FAULTS_MINUTES") {
+            Ok(text) => {
+                let minutes: u64 = text
+                    .parse()
+                    .with_context(|| format!("QUAYMASTER_FAULTS_MINUTES={text} is no number"))?;
+                let lasts = Duration::from_secs(60 * minutes);
+                Ok(Self {
+                    lasts,
+                    kills: 0,
+                    longest: lasts,
+                })
+            }
+            Err(_) => Ok(Self {
+                lasts: LASTS,
+                kills: KILLS_MIN,
+                longest: LONGEST,
+            }),
+        }
+    }
+
+    fn are_over(self, passed: Duration, kills: u64) -> bool {
+        passed >= self.longest || (passed >= self.lasts && kills >= self.kills)
+    }
+}
+
+/// What `make faults` runs. Histories on Kafka and on NATS in turn, until the time is over and there were kills enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "lasts QUAYMASTER_FAULTS_MINUTES; `make faults` runs it"]
+#[ignore = "lasts half an hour; `make faults` runs it"]
 async fn the_long_course() -> anyhow::Result<()> {
-    let given = std::env::var("QUAYMASTER_FAULTS_MINUTES").ok();
-    let minutes = given.and_then(|text| text.parse().ok());
-    let lasts = Duration::from_secs(60 * minutes.unwrap_or(MINUTES_DEFAULT));
+    let bounds = Bounds::asked_for()?;
     anyhow::ensure!(can_unshare()?, "the long course needs PID namespaces");
     let began = Instant::now();
     let mut total = Total::default();
     let mut histories = 0_u64;
-    while began.elapsed() < lasts {
+    while !bounds.are_over(began.elapsed(), total.kills()) {
         let (kind, name) = match histories % 2 {
             0 => (Broker::Kafka, "long, Kafka"),
             _ => (Broker::Nats, "long, NATS"),
@@ -132,7 +174,7 @@ async fn the_long_course() -> anyhow::Result<()> {
         let proxy = proxy_before(kind, &broker).await?;
         let mut course = start(kind, &broker, &proxy, name).await?;
         let history = Instant::now();
-        while history.elapsed() < HISTORY && began.elapsed() < lasts {
+        while history.elapsed() < HISTORY && began.elapsed() < bounds.longest {
             some_faults(&mut course, &broker, &proxy, 12).await?;
             course.converge().await?;
         }
@@ -140,8 +182,29 @@ async fn the_long_course() -> anyhow::Result<()> {
         total.add(course.finish()?);
         histories += 1;
     }
+    let kills = total.kills();
     total.print(histories, began.elapsed());
+    anyhow::ensure!(
+        kills >= bounds.kills,
+        "{kills} SIGKILLs in {} min, and {} are asked for",
+        began.elapsed().as_secs() / 60,
+        bounds.kills
+    );
     Ok(())
+}
+
+#[test]
+fn the_long_course_goes_on_until_there_were_kills_enough() {
+    let bounds = Bounds {
+        lasts: LASTS,
+        kills: KILLS_MIN,
+        longest: LONGEST,
+    };
+    let second = Duration::from_secs(1);
+    assert!(!bounds.are_over(LASTS - second, KILLS_MIN * 2));
+    assert!(!bounds.are_over(LASTS, KILLS_MIN - 1));
+    assert!(bounds.are_over(LASTS, KILLS_MIN));
+    assert!(bounds.are_over(LONGEST, 0));
 }
 
 #[derive(Default)]
@@ -151,6 +214,10 @@ struct Total {
 }
 
 impl Total {
+    fn kills(&self) -> u64 {
+        self.figures.faults.get("SIGKILL").copied().unwrap_or(0)
+    }
+
     fn add(&mut self, figures: Figures) {
         for (fault, count) in figures.faults {
             *self.figures.faults.entry(fault).or_default() += count;

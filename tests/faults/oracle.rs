@@ -46,6 +46,8 @@ pub(crate) struct Oracle {
     puts: Vec<Value>,
     /// Mappings without an end that were tombstoned.
     bare_tombstones: Vec<Value>,
+    /// A collector was killed, or lost what it had not committed: nothing holds the numbers of its namespaces any more.
+    pub(crate) may_reuse: bool,
     /// Mappings whose ends the bus has lost: namespace and begin.
     endless: BTreeSet<(String, u64)>,
     /// Whether a line of the earlier epochs may still be in the compacted topics.
@@ -277,6 +279,10 @@ impl Oracle {
             if !is_free {
                 self.complain(format!(
                     "a number goes to another before it is free: {earlier} then {value}"
+                ));
+            } else if !self.may_reuse {
+                self.complain(format!(
+                    "a number goes to another, and no tombstone is between: {earlier} then {value}"
                 ));
             }
         }

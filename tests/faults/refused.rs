@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::admin::alter;
 use crate::bus::{Bus, Found, Topic};
 use crate::course::{Course, Setup, can_unshare};
+use crate::daemon::binary;
 use crate::fake_docker::{FakeContainer, ZERO_TIME};
 use crate::lab::{Broker, fresh_topics};
 use crate::life::now_ns;
@@ -56,7 +57,8 @@ async fn a_delta_that_kafka_finds_too_large_waits_for_a_person() -> anyhow::Resu
             oracle.gaps == 2 && oracle.fold.keys().eq(&others)
         })
         .await?;
-    let read = bus().read().await?;
+    let mut read = Vec::new();
+    bus().read(&mut read).await?;
     let deltas: Vec<&Value> = read.iter().filter_map(delta).collect();
     for gap in deltas.iter().filter(|delta| delta["op"] == "gap") {
         anyhow::ensure!(gap["reason"] == "quarantine", "{gap}");
@@ -123,7 +125,7 @@ fn outbox(arguments: &[&str], state_dir: &Path) -> anyhow::Result<String> {
 }
 
 fn outbox_command(arguments: &[&str], state_dir: &Path) -> anyhow::Result<Output> {
-    let output = Command::new(env!("CARGO_BIN_EXE_quaymaster"))
+    let output = Command::new(binary())
         .arg("outbox")
         .args(arguments)
         .arg("--state-dir")

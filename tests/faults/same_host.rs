@@ -7,6 +7,7 @@ use anyhow::Context as _;
 
 use crate::bus::Bus;
 use crate::course::{Course, Setup, can_unshare};
+use crate::daemon::binary;
 use crate::lab::{Broker, fresh_topics};
 use crate::life::now_ms;
 
@@ -38,7 +39,7 @@ async fn put_anothers_status(bus: &str, prefix: &str) -> anyhow::Result<()> {
 
 /// What `doctor` says of the bus.
 async fn doctor(bus: &str, prefix: &str) -> anyhow::Result<String> {
-    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_quaymaster"))
+    let output = tokio::process::Command::new(binary())
         .arg("doctor")
         .args([format!("--bus={bus}"), format!("--topics-prefix={prefix}")])
         .arg("--host-id=faulty-host")

@@ -1,8 +1,8 @@
 //! The truth: containers with real processes, behind a fake Docker and a fake CRI server that tell of them.
 //!
 //! Every change is made first (the process starts or is gone), then the server's answers change, then the event
-//! is sent, as the runtimes do. What was lost or made unsure by a fault is noted as a disturbance: only a
-//! container whose whole life was undisturbed must have been told to the last step.
+//! is sent, as the runtimes do. A fault makes unsure what is heard of a runtime until the next checkpoint has proved
+//! that all is well again: only a container whose whole life was sure must have been told to the last step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::fake_docker::{FakeContainer, FakeDocker, ZERO_TIME};
 use crate::life::{Life, now_ms, now_ns};
 use crate::prng::Prng;
 
-/// How long before and after a change nothing may be disturbed for it to be owed for sure.
+/// How long before a fault a change must have been for it to be owed for sure: until then it is surely heard.
 const CALM: Duration = Duration::from_secs(4);
 /// Most containers that are there at once.
 const POPULATION_MAX: usize = 14;
@@ -73,9 +73,10 @@ pub(crate) struct Item {
     pub(crate) story: Vec<Step>,
     started_ns: u64,
     finished_ns: u64,
-    born: Instant,
     changed: Instant,
     attached: bool,
+    /// A fault that is past may have hidden some of its life.
+    is_hidden: bool,
 }
 
 /// Who was in which namespace, and when.
@@ -104,7 +105,8 @@ pub(crate) struct World {
     pub(crate) owned: Vec<Owned>,
     /// Every id there ever was.
     pub(crate) ids: BTreeSet<String>,
-    disturbed: Vec<(Side, Instant)>,
+    /// The first fault of each runtime since the last checkpoint.
+    disturbed: BTreeMap<Side, Instant>,
     /// Events are made but not sent.
     pub(crate) loses_events: bool,
     /// How often an event is sent twice.
@@ -140,7 +142,7 @@ impl World {
             gone: Vec::new(),
             owned: Vec::new(),
             ids: BTreeSet::new(),
-            disturbed: Vec::new(),
+            disturbed: BTreeMap::new(),
             loses_events: false,
             double_percent: 5,
             late_percent: 5,
@@ -151,9 +153,9 @@ impl World {
         })
     }
 
-    /// From now on, until it is calm again, nothing of this runtime is owed for sure.
+    /// From now on, until the next checkpoint, nothing of this runtime is owed for sure. To be called before the fault.
     pub(crate) fn disturb(&mut self, side: Side) {
-        self.disturbed.push((side, Instant::now()));
+        self.disturbed.entry(side).or_insert_with(Instant::now);
     }
 
     /// The same of all runtimes.
@@ -172,19 +174,21 @@ impl World {
 
     /// Whether all of a container's story was to be seen.
     pub(crate) fn is_owed_whole(&self, item: &Item) -> bool {
-        let (from, to) = (item.born.checked_sub(CALM), item.changed + CALM);
+        let disturbed = self.disturbed.get(&item.kind.side());
         item.attached
-            && !self.disturbed.iter().any(|(side, at)| {
-                *side == item.kind.side() && from.is_some_and(|from| *at >= from) && *at <= to
-            })
+            && !item.is_hidden
+            && disturbed.is_none_or(|fault| *fault > item.changed + CALM)
     }
 
-    /// Forgets what a checkpoint has settled.
+    /// A checkpoint: the collector has subscribed and listed, and all is told. Faults are over; what they may have hidden
+    /// of those that live on stays hidden.
     pub(crate) fn settled(&mut self) {
         self.gone.clear();
         self.cri.state().calls.clear();
-        let keep = CALM * 2;
-        self.disturbed.retain(|(_, at)| at.elapsed() < keep);
+        for item in self.items.values_mut() {
+            item.is_hidden |= self.disturbed.contains_key(&item.kind.side());
+        }
+        self.disturbed.clear();
     }
 
     /// Does one thing, by chance.
@@ -302,9 +306,9 @@ impl World {
                 story,
                 started_ns: 0,
                 finished_ns: 0,
-                born: now,
                 changed: now,
-                attached: self.docker.subscribers() > 0,
+                attached: self.docker.is_followed(),
+                is_hidden: false,
             });
         }
         self.docker.push(lines.trim_end());
@@ -312,7 +316,7 @@ impl World {
 
     pub(crate) fn docker_create(&mut self) -> anyhow::Result<String> {
         let (id, name) = self.fresh_id("web");
-        let attached = self.docker.subscribers() > 0;
+        let attached = self.docker.is_followed();
         self.insert(&id, &name, Kind::Docker, attached);
         self.show(&id);
         self.emit_docker(&id, "create");
@@ -321,7 +325,7 @@ impl World {
 
     fn sandbox_create(&mut self) -> anyhow::Result<()> {
         let (id, name) = self.fresh_id("pod");
-        let attached = self.cri.subscribers() > 0;
+        let attached = self.cri.is_followed();
         self.insert(&id, &name, Kind::Sandbox, attached);
         self.enter(&id)?;
         self.show(&id);
@@ -332,7 +336,7 @@ impl World {
 
     fn cri_create(&mut self, sandbox: &str) -> anyhow::Result<()> {
         let (id, name) = self.fresh_id("app");
-        let attached = self.cri.subscribers() > 0;
+        let attached = self.cri.is_followed();
         self.insert(&id, &name, Kind::Cri(sandbox.to_owned()), attached);
         self.show(&id);
         self.emit_cri(&id, ContainerEventType::ContainerCreatedEvent);
@@ -510,9 +514,9 @@ impl World {
             story: vec![Step::Create],
             started_ns: 0,
             finished_ns: 0,
-            born: now,
             changed: now,
             attached,
+            is_hidden: false,
         };
         self.items.insert(id.to_owned(), item);
     }
@@ -804,4 +808,55 @@ pub(crate) fn owns(
     valid_from_ms + START_SLACK_MS >= owned.from_ms
         && valid_from_ms <= to_ms + START_SLACK_MS
         && valid_to_ms.is_none_or(has_end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As if all of it had been so long ago.
+    fn let_pass(world: &mut World, time: Duration) {
+        let faults = world.disturbed.values_mut();
+        let changes = world.items.values_mut().map(|item| &mut item.changed);
+        faults.chain(changes).for_each(|at| *at -= time);
+    }
+
+    fn create(world: &mut World) -> anyhow::Result<String> {
+        let id = world.docker_create()?;
+        if let Some(item) = world.items.get_mut(&id) {
+            item.attached = true;
+        }
+        Ok(id)
+    }
+
+    #[tokio::test]
+    async fn what_a_fault_may_have_hidden_is_owed_at_no_later_checkpoint() -> anyhow::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let mut world = World::start(folder.path(), 1)?;
+        world.late_percent = 0;
+        let older = create(&mut world)?;
+        let is_owed = |world: &World, id: &String| world.is_owed_whole(&world.items[id]);
+        assert!(is_owed(&world, &older));
+        let_pass(&mut world, CALM * 2);
+
+        world.disturb(Side::Docker);
+        let within = create(&mut world)?;
+        assert!(is_owed(&world, &older), "it was over long before");
+        assert!(!is_owed(&world, &within));
+        // A reconnect may take so long.
+        let_pass(&mut world, CALM * 10);
+        let late = create(&mut world)?;
+        assert!(!is_owed(&world, &late), "no checkpoint was yet");
+        world.settled();
+
+        let_pass(&mut world, CALM * 10);
+        world.settled();
+        let after = create(&mut world)?;
+        world.rename(&older);
+        for id in [&older, &within, &late] {
+            assert!(!is_owed(&world, id));
+        }
+        assert!(is_owed(&world, &after));
+        Ok(())
+    }
 }

@@ -1,5 +1,7 @@
 //! The command line: exit codes and what is said for what is wrong.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::Context as _;
@@ -26,6 +28,9 @@ fn wrong_settings_end_with_64_and_name_the_setting() -> anyhow::Result<()> {
     let file = directory.path().join("quaymaster.toml");
     std::fs::write(&file, "resync_intervall = \"5m\"\n")?;
     let file = file.to_string_lossy().into_owned();
+    let wrong_type = directory.path().join("wrong-type.toml");
+    std::fs::write(&wrong_type, "[topics]\npartitions = \"twelve\"\n")?;
+    let wrong_type = wrong_type.to_string_lossy().into_owned();
     let cases: &[(&[&str], &str)] = &[
         (&["run", "--bus", "amqp://x"], "`bus`"),
         (&["run", "--bus", "kafka://nowhere"], "`bus`"),
@@ -38,7 +43,8 @@ fn wrong_settings_end_with_64_and_name_the_setting() -> anyhow::Result<()> {
             &["run", "--config", "/nonexistent.toml"],
             "/nonexistent.toml",
         ),
-        (&["run", "--config", &file], "resync_intervall"),
+        (&["run", "--config", &file], "`resync_interval`"),
+        (&["run", "--config", &wrong_type], "partitions"),
     ];
     for (arguments, expected) in cases {
         let output = quaymaster(arguments)?;
@@ -137,6 +143,146 @@ fn a_state_directory_that_cannot_be_used_is_named() -> anyhow::Result<()> {
     let output = quaymaster(&["run", "--once", "--host-id", "h", "--state-dir", &file])?;
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains(&file), "{}", said(&output));
+    Ok(())
+}
+
+/// The binary as a user who may read nothing of root's. It is started through an open file: the folders above it may
+/// be closed to that user.
+fn as_nobody(arguments: &[&str]) -> anyhow::Result<Output> {
+    use std::os::fd::AsRawFd as _;
+    if !rustix::process::geteuid().is_root() {
+        return quaymaster(arguments);
+    }
+    let binary = std::fs::File::open(env!("CARGO_BIN_EXE_quaymaster"))?;
+    rustix::io::fcntl_setfd(&binary, rustix::io::FdFlags::empty())?;
+    Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .args(["timeout", LIMIT_S])
+        .arg(format!("/proc/self/fd/{}", binary.as_raw_fd()))
+        .args(arguments)
+        .env_clear()
+        .current_dir("/")
+        .output()
+        .context("setpriv runs")
+}
+
+fn mode(path: &Path, mode: u32) -> anyhow::Result<()> {
+    Ok(std::fs::set_permissions(
+        path,
+        std::fs::Permissions::from_mode(mode),
+    )?)
+}
+
+#[test]
+fn what_this_user_may_not_have_ends_with_77_before_anything_is_started() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    mode(directory.path(), 0o755)?;
+    let at = |name: &str| directory.path().join(name);
+    for name in ["password", "quaymaster.toml"] {
+        std::fs::write(at(name), "hunter2\n")?;
+        mode(&at(name), 0o000)?;
+    }
+    std::fs::create_dir(at("closed"))?;
+    mode(&at("closed"), 0o555)?;
+    std::fs::create_dir(at("open"))?;
+    mode(&at("open"), 0o777)?;
+    // A state that root made, as where the service's user was changed.
+    std::fs::create_dir(at("roots"))?;
+    std::fs::write(at("roots").join("state.redb"), "")?;
+    mode(&at("roots").join("state.redb"), 0o000)?;
+    let _socket = std::os::unix::net::UnixListener::bind(at("docker.sock"))?;
+    mode(&at("docker.sock"), 0o000)?;
+    let text = |name: &str| at(name).to_string_lossy().into_owned();
+    let state = |name: &str| format!("--state-dir={}", text(name));
+    let (open, closed, roots) = (state("open"), state("closed"), state("roots"));
+    let missing = state("closed/missing");
+    let password = format!("--sasl-password-file={}", text("password"));
+    let config = format!("--config={}", text("quaymaster.toml"));
+    let endpoint = format!("--endpoint=docker=unix://{}", text("docker.sock"));
+    let user = ["--sasl-mechanism=PLAIN", "--sasl-username=u", &password];
+    let kafka = [
+        &["--host-id=h", "--bus=kafka://127.0.0.1:1", &open],
+        &user[..],
+    ]
+    .concat();
+    let run = |rest: &[&str]| -> Vec<String> {
+        let head = ["run", "--once", "--host-id=h", endpoint.as_str()];
+        head.iter()
+            .chain(rest)
+            .map(|word| (*word).to_owned())
+            .collect()
+    };
+    let kafka_of = |head: &[&str]| -> Vec<String> {
+        head.iter()
+            .chain(&kafka)
+            .map(|word| (*word).to_owned())
+            .collect()
+    };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let cases: &[(Vec<String>, &str, &str)] = &[
+        (kafka_of(&["run"]), "`sasl.password_file`", "let it"),
+        (kafka_of(&["doctor"]), "`sasl.password_file`", "let it"),
+        (
+            kafka_of(&["config", "check"]),
+            "`sasl.password_file`",
+            "let it",
+        ),
+        (run(&[&config]), "quaymaster.toml", "ermission denied"),
+        (run(&[&closed]), &text("closed"), "--state-dir"),
+        (run(&[&missing]), &text("closed/missing"), "--state-dir"),
+        (run(&[&roots]), &text("roots"), "--state-dir"),
+        (
+            words(&["outbox", "show", &roots]),
+            &text("roots"),
+            "--state-dir",
+        ),
+        (words(&["list", &endpoint]), &text("docker.sock"), "group"),
+        (
+            words(&["config", "check", "--live", "--host-id=h", &endpoint]),
+            &text("docker.sock"),
+            "group",
+        ),
+    ];
+    for (arguments, names, remedy) in cases {
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        let output = as_nobody(&arguments)?;
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(77), "{arguments:?}: {said}");
+        assert!(
+            said.contains(names) && said.contains(remedy),
+            "{arguments:?}: {said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+        assert!(!said.contains("hunter2"), "{arguments:?}: {said}");
+        assert!(
+            output.stdout.is_empty(),
+            "{arguments:?} published something"
+        );
+    }
+    assert_eq!(
+        std::fs::read_dir(at("open"))?.count(),
+        0,
+        "a state was begun"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_port_in_use_ends_with_69_before_anything_is_started() -> anyhow::Result<()> {
+    let directory = tempfile::tempdir()?;
+    let state = directory.path().join("state");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    let state_dir = format!("--state-dir={}", state.display());
+    let output = quaymaster(&["run", "--host-id=h", &state_dir, "--listen", &address])?;
+    let said = said(&output);
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(
+        said.contains(&address) && said.contains("--listen"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(!state.exists(), "a state was begun");
     Ok(())
 }
 

@@ -62,6 +62,8 @@ pub(crate) struct CriState {
     pub(crate) delay: Duration,
     /// The names of all calls so far.
     pub(crate) calls: Vec<String>,
+    /// Whether sandboxes, and containers, were listed since events were last asked for.
+    pub(crate) is_listed: [bool; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -201,6 +203,12 @@ impl FakeCri {
         self.events.receiver_count()
     }
 
+    /// Whether somebody reads the events, and was given whole lists since they were asked for.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn is_followed(&self) -> bool {
+        self.state().is_listed == [true; 2] && self.subscribers() > 0
+    }
+
     /// Ends all streams of events.
     pub(crate) fn end_events(&self) {
         let _ = self.events.send(Push::End);
@@ -280,18 +288,19 @@ struct Service {
 }
 
 impl Service {
+    fn state(&self) -> MutexGuard<'_, CriState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes the call, waits as long as the script says, and takes what it says then.
     async fn said(&self, call: &str) -> CriState {
         let delay = {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.state();
             state.calls.push(call.to_owned());
             state.delay
         };
         tokio::time::sleep(delay).await;
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.state().clone()
     }
 }
 
@@ -313,9 +322,12 @@ impl RuntimeService for Service {
         let said = self.said("ListPodSandbox").await;
         match said.list_error {
             Some(status) => Err(status),
-            None => Ok(Response::new(ListPodSandboxResponse {
-                items: said.sandboxes,
-            })),
+            None => {
+                self.state().is_listed[0] = true;
+                Ok(Response::new(ListPodSandboxResponse {
+                    items: said.sandboxes,
+                }))
+            }
         }
     }
 
@@ -346,9 +358,12 @@ impl RuntimeService for Service {
         let said = self.said("ListContainers").await;
         match said.list_error {
             Some(status) => Err(status),
-            None => Ok(Response::new(ListContainersResponse {
-                containers: said.containers,
-            })),
+            None => {
+                self.state().is_listed[1] = true;
+                Ok(Response::new(ListContainersResponse {
+                    containers: said.containers,
+                }))
+            }
         }
     }
 
@@ -388,6 +403,7 @@ impl RuntimeService for Service {
         &self,
         _request: Request<GetEventsRequest>,
     ) -> Result<Response<EventStream>, Status> {
+        self.state().is_listed = [false; 2];
         let mut receiver = self.events.subscribe();
         match self.said("GetContainerEvents").await.events {
             EventsMode::Unimplemented => Err(Status::unimplemented("method not implemented")),

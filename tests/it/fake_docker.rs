@@ -18,6 +18,8 @@ use tokio::task::JoinHandle;
 
 /// Events that a subscriber may lag behind before it loses some, as dockerd's own.
 const EVENTS_BUFFERED: usize = 1_024;
+/// Where containers are listed.
+const LIST: &str = "/containers/json";
 
 /// How a request is answered.
 #[derive(Clone, Debug)]
@@ -48,6 +50,8 @@ struct Script {
     replies: BTreeMap<String, Reply>,
     requests: Vec<String>,
     list: BTreeMap<String, Value>,
+    /// A whole list was given since events were last asked for.
+    is_listed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -88,7 +92,7 @@ impl FakeDocker {
             "/version",
             Reply::ok(&docker_version("28.5.2", "1.51", "1.24")),
         );
-        fake.reply("/containers/json", Reply::ok(&json!([])));
+        fake.reply(LIST, Reply::ok(&json!([])));
         fake.reply("/events", Reply::Events);
         Ok(fake)
     }
@@ -156,6 +160,12 @@ impl FakeDocker {
         self.events.receiver_count()
     }
 
+    /// Whether somebody reads the events, and was given a whole list since they were asked for.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) fn is_followed(&self) -> bool {
+        self.lock().is_listed && self.subscribers() > 0
+    }
+
     /// All requests so far, as `GET /v1.51/containers/json?all=true`.
     pub(crate) fn requests(&self) -> Vec<String> {
         self.lock().requests.clone()
@@ -176,7 +186,7 @@ impl Script {
     fn relist(&mut self) {
         let rows: Vec<&Value> = self.list.values().collect();
         let reply = Reply::ok(&json!(rows));
-        self.replies.insert("/containers/json".to_owned(), reply);
+        self.replies.insert(LIST.to_owned(), reply);
     }
 }
 
@@ -291,6 +301,11 @@ async fn converse(
             let path = plain_path(&target);
             let reply = script.replies.get(&path).cloned();
             script.requests.push(target);
+            match &reply {
+                Some(Reply::Events) => script.is_listed = false,
+                Some(Reply::Json(200, _)) if path == LIST => script.is_listed = true,
+                _ => {}
+            }
             let missing = json!({"message": "No such container"}).to_string();
             reply.unwrap_or(Reply::Json(404, missing))
         };
@@ -324,6 +339,7 @@ async fn converse(
     Ok(())
 }
 
+/// Ends with the stream of events, and as soon as its reader has gone.
 async fn send_events(
     mut stream: UnixStream,
     mut events: broadcast::Receiver<Push>,
@@ -331,7 +347,16 @@ async fn send_events(
     let head =
         b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
     stream.write_all(head).await?;
-    while let Ok(Push::Bytes(bytes)) = events.recv().await {
+    let mut unexpected = [0; 64];
+    loop {
+        let push = tokio::select! {
+            read = stream.read(&mut unexpected) => match read? {
+                0 => return Ok(()),
+                _ => continue,
+            },
+            push = events.recv() => push,
+        };
+        let Ok(Push::Bytes(bytes)) = push else { break };
         let size = format!("{:x}\r\n", bytes.len());
         stream.write_all(size.as_bytes()).await?;
         stream.write_all(&bytes).await?;

@@ -33,6 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn hasty() -> Options {
     Options {
         connect_timeout: Duration::from_millis(150),
+        version_timeout: Duration::from_millis(150),
         request_timeout: Duration::from_millis(150),
         ..Options::default()
     }

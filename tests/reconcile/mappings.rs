@@ -127,6 +127,56 @@ fn a_hint_is_mapped_before_the_start_and_given_up_when_no_start_comes() {
 }
 
 #[test]
+fn a_process_waits_for_a_container_that_nothing_is_known_of_and_is_mapped_once_it_is() {
+    let hint = |number, fd| Observation::Process {
+        id: id(number),
+        pid: 100,
+        reading: ProcessReading::Alive(Box::new(Process {
+            fd: Some(FdToken(fd)),
+            ..process(100, 500 + fd)
+        })),
+    };
+    let mut script = Script::watching_docker();
+    script.tell(hint(1, 1));
+    assert!(script.mappings().is_empty());
+    assert_eq!(
+        script.reconciler.held_fds().collect::<Vec<_>>(),
+        [FdToken(1)]
+    );
+
+    // Its process may be gone by now: the run has it all the same.
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.found(
+        &docker(),
+        created(1, quaymaster::model::RuntimeType::Docker),
+        None,
+    );
+    assert_eq!(script.mappings().len(), 1);
+    assert_eq!(script.ops(), ["create"]);
+    script.event(&docker(), 1, EventKind::Started, 1_020);
+    script.died(&docker(), 1, 1_030, 0);
+    script.event(&docker(), 1, EventKind::Deleted, 1_040);
+    script.not_found(&docker(), 1);
+    assert_eq!(script.ops(), ["create", "start", "stop", "delete"]);
+    assert_eq!(script.field(Op::Start, "pid"), "100");
+
+    // Nothing ever tells of this one, and of that one no more than its end.
+    script.tell(hint(2, 2));
+    script.tell(hint(1, 3));
+    let is_held =
+        |script: &Script, fd| script.reconciler.held_fds().any(|held| held == FdToken(fd));
+    assert!(is_held(&script, 2));
+    assert!(
+        !is_held(&script, 3),
+        "a container that was deleted takes none"
+    );
+    for _ in 0..20 {
+        script.wait(1_000);
+    }
+    assert!(!is_held(&script, 2), "it has waited long enough");
+}
+
+#[test]
 fn a_process_that_was_read_before_its_end_does_not_map_its_namespace_again() {
     let mut script = Script::watching_docker();
     script.run_docker(1, 100, 500);

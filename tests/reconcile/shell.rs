@@ -710,7 +710,8 @@ impl Shell {
                 self.act(&reconciler, effect)?;
             }
         }
-        let kept = Checker::tokens_of(&reconciler)?;
+        // Those of processes that wait for their container too.
+        let kept: BTreeSet<_> = reconciler.held_fds().collect();
         let under_way: BTreeSet<_> = self
             .queue
             .values()

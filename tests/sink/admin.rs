@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, ConfigEntry, ConfigSource, ResourceSpecifier,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 
@@ -23,7 +25,16 @@ pub(crate) async fn alter(
     key: &str,
     value: &str,
 ) -> anyhow::Result<()> {
-    let wish = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
+    // What this call does not name goes back to the broker's default.
+    let before = settings(servers, topic).await?;
+    let mut wish = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
+    for entry in &before {
+        if let (ConfigSource::DynamicTopic, Some(value)) = (&entry.source, &entry.value)
+            && entry.name != key
+        {
+            wish = wish.set(&entry.name, value);
+        }
+    }
     let results = admin(servers)?
         .alter_configs(&[wish], &AdminOptions::new())
         .await?;
@@ -33,16 +44,20 @@ pub(crate) async fn alter(
     // The broker takes it over a little later.
     let has_it = async {
         loop {
-            let wanted = [ResourceSpecifier::Topic(topic)];
-            let found = admin(servers)?
-                .describe_configs(&wanted, &AdminOptions::new())
-                .await?;
-            let resource = found.into_iter().next().context("the topic")??;
-            let mut entries = resource.entries.into_iter();
+            let mut entries = settings(servers, topic).await?.into_iter();
             if entries.any(|entry| entry.name == key && entry.value.as_deref() == Some(value)) {
                 return anyhow::Ok(());
             }
         }
     };
     tokio::time::timeout(TAKEN_MAX, has_it).await?
+}
+
+async fn settings(servers: &[String], topic: &str) -> anyhow::Result<Vec<ConfigEntry>> {
+    let wanted = [ResourceSpecifier::Topic(topic)];
+    let found = admin(servers)?
+        .describe_configs(&wanted, &AdminOptions::new())
+        .await?;
+    let resource = found.into_iter().next().context("the topic")??;
+    Ok(resource.entries)
 }

@@ -23,7 +23,7 @@ use crate::kafka::kcat;
 use crate::lab::{Broker, fresh_topics};
 
 /// Containers, by the numbers of their namespaces.
-const INODES: std::ops::Range<u64> = 4_026_540_000..4_026_540_020;
+pub(crate) const INODES: std::ops::Range<u64> = 4_026_540_000..4_026_540_020;
 
 /// Partitions of the input.
 const PARTITIONS: i32 = 6;
@@ -138,6 +138,11 @@ pub(crate) fn event(host: &str, inode: u64, number: usize) -> String {
     .to_string()
 }
 
+/// The namespace that an event with this number is of.
+fn inode_of(number: usize) -> u64 {
+    INODES.start + number as u64 % (INODES.end - INODES.start)
+}
+
 /// An event that does not compress, of so many bytes.
 pub(crate) fn large_event(inode: u64, number: usize, bytes: usize) -> String {
     let event = event("h", inode, number);
@@ -159,16 +164,16 @@ pub(crate) fn large_event(inode: u64, number: usize, bytes: usize) -> String {
     text
 }
 
-struct Kafka {
+pub(crate) struct Kafka {
     servers: Vec<String>,
-    topics: TopicSettings,
+    pub(crate) topics: TopicSettings,
     producer: ThreadedProducer<DefaultProducerContext>,
     input: String,
     output: String,
 }
 
 impl Kafka {
-    async fn new(servers: &[String]) -> anyhow::Result<Self> {
+    pub(crate) async fn new(servers: &[String]) -> anyhow::Result<Self> {
         let topics = fresh_topics();
         Admin::new(servers, "test")?.create(&topics).await?;
         let mut config = ClientConfig::new();
@@ -185,6 +190,8 @@ impl Kafka {
         let producer = config
             .clone()
             .set("message.max.bytes", "4000000")
+            // Each event once, also where the broker is killed.
+            .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")
             .create()?;
         Ok(Self {
@@ -196,11 +203,11 @@ impl Kafka {
         })
     }
 
-    fn bus(&self) -> String {
+    pub(crate) fn bus(&self) -> String {
         format!("kafka://{}", self.servers.join(","))
     }
 
-    fn arguments<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
+    pub(crate) fn arguments<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
         let routes = [
             "--input",
             &self.input,
@@ -226,7 +233,7 @@ impl Kafka {
         self.delivered().await
     }
 
-    async fn delivered(&self) -> anyhow::Result<()> {
+    pub(crate) async fn delivered(&self) -> anyhow::Result<()> {
         let deadline = Instant::now() + WAIT;
         while self.producer.in_flight_count() > 0 {
             ensure!(Instant::now() < deadline, "not delivered within {WAIT:?}");
@@ -235,24 +242,28 @@ impl Kafka {
         Ok(())
     }
 
-    async fn map(&self, inode: u64) -> anyhow::Result<()> {
+    pub(crate) async fn map(&self, inode: u64) -> anyhow::Result<()> {
         let topic = self.topics.topic_name(Topic::Pns);
         let value = mapping("h", inode, now_ms() - 60_000);
         self.put(&topic, &format!("h/{inode}"), Some(&value)).await
     }
 
-    async fn events(&self, numbers: std::ops::Range<usize>) -> anyhow::Result<()> {
+    pub(crate) async fn events(&self, numbers: std::ops::Range<usize>) -> anyhow::Result<()> {
         for number in numbers {
-            let inode = INODES.start + number as u64 % (INODES.end - INODES.start);
-            let event = event("h", inode, number);
-            self.put(&self.input, &format!("h/{number}"), Some(&event))
-                .await?;
+            self.hand_over_event(number)?;
+            self.delivered().await?;
         }
         Ok(())
     }
 
+    /// Sends an event as soon as there is a broker.
+    pub(crate) fn hand_over_event(&self, number: usize) -> anyhow::Result<()> {
+        let event = event("h", inode_of(number), number);
+        self.hand_over(&self.input, &format!("h/{number}"), Some(&event))
+    }
+
     /// What is in the output, by number; each has its namespace's container.
-    async fn joined(&self) -> anyhow::Result<BTreeMap<u64, usize>> {
+    pub(crate) async fn joined(&self) -> anyhow::Result<BTreeMap<u64, usize>> {
         let mut numbers = BTreeMap::new();
         for read in kcat(&self.servers, &self.output).await? {
             let payload = read.payload.context("an event has a text")?;
@@ -270,7 +281,7 @@ impl Kafka {
         Ok(numbers)
     }
 
-    async fn joined_all(&self, total: usize) -> anyhow::Result<BTreeMap<u64, usize>> {
+    pub(crate) async fn joined_all(&self, total: usize) -> anyhow::Result<BTreeMap<u64, usize>> {
         until("all events are in the output", async || {
             let numbers = self.joined().await?;
             Ok((numbers.len() == total).then_some(numbers))
@@ -279,7 +290,7 @@ impl Kafka {
     }
 
     /// How many offsets of the input the group has committed.
-    fn committed(&self) -> anyhow::Result<i64> {
+    pub(crate) fn committed(&self) -> anyhow::Result<i64> {
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", self.servers.join(","))
             .set("group.id", &self.input)
@@ -299,6 +310,122 @@ impl Kafka {
                 | Offset::OffsetTail(_) => 0,
             });
         Ok(offsets.sum())
+    }
+}
+
+/// A stream of events and the bucket of mappings.
+pub(crate) struct Nats {
+    pub(crate) topics: TopicSettings,
+    pub(crate) bus: String,
+    jetstream: async_nats::jetstream::Context,
+    bucket: async_nats::jetstream::kv::Store,
+    input: String,
+    from: String,
+    output: String,
+}
+
+/// What was found in the output up to a sequence.
+#[derive(Default)]
+pub(crate) struct Read {
+    sequence: u64,
+    /// The numbers of the events that have their container.
+    pub(crate) joined: BTreeSet<u64>,
+    others: BTreeSet<String>,
+}
+
+impl Read {
+    /// How many messages the output has.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
+impl Nats {
+    pub(crate) async fn new(servers: &[String]) -> anyhow::Result<Self> {
+        let topics = fresh_topics();
+        let mut sink = quaymaster::sink::nats::NatsSink::new(servers, &topics, "test");
+        sink.create_streams().await?;
+        let flat = topics.prefix.replace('.', "_");
+        let input = format!("{flat}_in");
+        let from = format!("{input}.>");
+        let client = async_nats::connect(servers.join(",")).await?;
+        let jetstream = async_nats::jetstream::new(client);
+        jetstream
+            .create_stream(async_nats::jetstream::stream::Config {
+                name: format!("{flat}_events"),
+                subjects: vec![from.clone()],
+                ..Default::default()
+            })
+            .await?;
+        Ok(Self {
+            bucket: jetstream.get_key_value(format!("{flat}-pns")).await?,
+            bus: format!("nats://{}", servers.join(",")),
+            output: format!("{flat}_out"),
+            topics,
+            jetstream,
+            input,
+            from,
+        })
+    }
+
+    pub(crate) fn arguments(&self) -> [&str; 6] {
+        let (from, to) = (self.from.as_str(), self.output.as_str());
+        ["--input", from, "--output", to, "--grace", "60s"]
+    }
+
+    pub(crate) async fn map(&self, inode: u64) -> anyhow::Result<()> {
+        let value = mapping("h", inode, now_ms() - 60_000);
+        self.bucket.put(format!("h.{inode}"), value.into()).await?;
+        Ok(())
+    }
+
+    /// Sends events; one that has no answer is sent again, until there is a server.
+    pub(crate) async fn events(&self, numbers: std::ops::Range<usize>) -> anyhow::Result<()> {
+        for number in numbers {
+            let event = event("h", inode_of(number), number);
+            let subject = format!("{}.h.{number}", self.input);
+            until("an event is taken", async || {
+                let sent = self
+                    .jetstream
+                    .publish(subject.clone(), event.clone().into());
+                match sent.await {
+                    Ok(answer) => Ok(answer.await.ok()),
+                    Err(_) => Ok(None),
+                }
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Reads on in the output, as far as it goes.
+    pub(crate) async fn read(&self, read: &mut Read) -> anyhow::Result<()> {
+        let Ok(stream) = self.jetstream.get_stream(self.output.to_uppercase()).await else {
+            return Ok(());
+        };
+        while let Ok(message) = stream.get_raw_message(read.sequence + 1).await {
+            read.sequence += 1;
+            let value = serde_json::from_slice::<Value>(&message.payload).unwrap_or_default();
+            let inode = value["fields"]["pns_inode"].as_str().unwrap_or_default();
+            if value["container"]["container_id"] == format!("c{inode}") {
+                read.joined.extend(value["number"].as_u64());
+            } else {
+                let text = String::from_utf8_lossy(&message.payload).into_owned();
+                read.others.insert(text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Up to where the group has acknowledged the input.
+    pub(crate) async fn acknowledged(&self) -> anyhow::Result<u64> {
+        let stream = format!("{}_events", self.topics.prefix.replace('.', "_"));
+        let stream = self.jetstream.get_stream(stream).await?;
+        let consumer: async_nats::jetstream::consumer::PullConsumer = stream
+            .get_consumer("quaymaster-enrich")
+            .await
+            .map_err(anyhow::Error::msg)?;
+        Ok(consumer.cached_info().ack_floor.stream_sequence)
     }
 }
 
@@ -418,79 +545,35 @@ async fn nats_members_share_a_durable_consumer_and_lose_nothing() -> anyhow::Res
     let Some(broker) = Broker::Nats.steady().await? else {
         return Ok(());
     };
-    let topics = fresh_topics();
-    let mut sink = quaymaster::sink::nats::NatsSink::new(&broker.servers, &topics, "test");
-    sink.create_streams().await?;
-    let flat = topics.prefix.replace('.', "_");
-    let (input, output) = (format!("{flat}_in"), format!("{flat}_out"));
-    let client = async_nats::connect(broker.servers.join(",")).await?;
-    let jetstream = async_nats::jetstream::new(client);
-    jetstream
-        .create_stream(async_nats::jetstream::stream::Config {
-            name: format!("{flat}_events"),
-            subjects: vec![format!("{input}.>")],
-            ..Default::default()
-        })
-        .await?;
-    let bucket = jetstream.get_key_value(format!("{flat}-pns")).await?;
+    let nats = Nats::new(&broker.servers).await?;
     for inode in INODES.skip(1) {
-        let value = mapping("h", inode, now_ms() - 60_000);
-        bucket.put(format!("h.{inode}"), value.into()).await?;
+        nats.map(inode).await?;
     }
-    bucket.put("foreign", "not a mapping".into()).await?;
-    bucket.delete("h.5").await?;
-    let bus = format!("nats://{}", broker.servers.join(","));
-    let from = format!("{input}.>");
-    let arguments = ["--input", &from, "--output", &output, "--grace", "60s"];
-    let mut first = Enricher::start(&bus, &topics, &arguments)?;
+    nats.bucket.put("foreign", "not a mapping".into()).await?;
+    nats.bucket.delete("h.5").await?;
+    let (topics, jetstream) = (&nats.topics, &nats.jetstream);
+    let arguments = nats.arguments();
+    let bus = &nats.bus;
+    let mut first = Enricher::start(bus, topics, &arguments)?;
     first.says(&["the table is filled", "mappings=19"]).await?;
-    let mut second = Enricher::start(&bus, &topics, &arguments)?;
+    let mut second = Enricher::start(bus, topics, &arguments)?;
     second.says(&["the table is filled"]).await?;
     let total = 600;
     let large = large_event(INODES.start + 1, total + 1, 1_048_400);
-    let send = async |numbers: std::ops::Range<usize>| -> anyhow::Result<()> {
-        for number in numbers {
-            let inode = INODES.start + number as u64 % (INODES.end - INODES.start);
-            let subject = format!("{input}.h.{number}");
-            let event = event("h", inode, number);
-            jetstream.publish(subject, event.into()).await?.await?;
-        }
-        Ok(())
-    };
-    send(0..300).await?;
-    jetstream
-        .publish(format!("{input}.h.x"), "not json".into())
-        .await?
-        .await?;
-    jetstream
-        .publish(format!("{input}.h.x"), large.clone().into())
-        .await?
-        .await?;
+    nats.events(0..300).await?;
+    let subject = format!("{}.h.x", nats.input);
+    for text in ["not json", &large] {
+        let sent = jetstream.publish(subject.clone(), text.to_owned().into());
+        sent.await?.await?;
+    }
     // Those of the first namespace have come before their mapping.
-    let late = INODES.start;
-    let value = mapping("h", late, now_ms() - 60_000);
-    bucket.put(format!("h.{late}"), value.into()).await?;
-    send(300..total).await?;
-    let stream = until("there is an output", async || {
-        Ok(jetstream.get_stream(output.to_uppercase()).await.ok())
-    })
-    .await?;
-    let mut joined = BTreeSet::new();
-    let (mut next, mut has_large, mut has_bad) = (1, false, false);
+    nats.map(INODES.start).await?;
+    nats.events(300..total).await?;
+    let mut read = Read::default();
     until("all events are in the output", async || {
-        while let Ok(message) = stream.get_raw_message(next).await {
-            next += 1;
-            has_large |= message.payload == large.as_bytes();
-            has_bad |= &*message.payload == b"not json";
-            let Ok(value) = serde_json::from_slice::<Value>(&message.payload) else {
-                continue;
-            };
-            let inode = value["fields"]["pns_inode"].as_str().unwrap_or_default();
-            if value["container"]["container_id"] == format!("c{inode}") {
-                joined.extend(value["number"].as_u64());
-            }
-        }
-        Ok((joined.len() == total && has_large && has_bad).then_some(()))
+        nats.read(&mut read).await?;
+        let has_both = ["not json", &large].map(|text| read.others.contains(text));
+        Ok((read.joined.len() == total && has_both == [true; 2]).then_some(()))
     })
     .await?;
     for member in [first, second] {

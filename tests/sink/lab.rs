@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context as _, bail};
 use quaymaster::sink::TopicSettings;
 use quaymaster::telemetry::{self, LogFormat};
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Which broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,7 @@ pub(crate) enum Broker {
 static LAB: OnceLock<Result<Lab, String>> = OnceLock::new();
 static KAFKA: RwLock<()> = RwLock::const_new(());
 static NATS: RwLock<()> = RwLock::const_new(());
+static SECOND_KAFKA: Mutex<bool> = Mutex::const_new(false);
 static PREFIXES: AtomicU32 = AtomicU32::new(0);
 
 struct Lab {
@@ -86,6 +87,23 @@ impl Broker {
             servers,
             _guard: guard,
         }))
+    }
+
+    /// Lets Kafka's cluster know a second broker, which is stopped: two replicas can be asked for, and there is one.
+    #[allow(dead_code, reason = "for tests/faults, which shares this file")]
+    pub(crate) async fn know_second_kafka() -> anyhow::Result<()> {
+        let mut is_known = SECOND_KAFKA.lock().await;
+        if !*is_known {
+            for verb in ["up", "stop"] {
+                tokio::task::spawn_blocking(move || match LAB.get() {
+                    Some(Ok(lab)) => lab.run(verb, &["kafka2"]),
+                    Some(Err(_)) | None => bail!("there is no lab"),
+                })
+                .await??;
+            }
+            *is_known = true;
+        }
+        Ok(())
     }
 
     /// The broker, to be stopped and started; `None` where there is none and the test is skipped.

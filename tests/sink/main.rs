@@ -5,6 +5,7 @@
 mod admin;
 mod drive;
 mod enrich;
+mod enrich_faults;
 mod kafka;
 mod kafka_faults;
 mod lab;

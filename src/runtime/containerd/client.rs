@@ -104,7 +104,7 @@ impl RuntimeClient for ContainerdClient {
     }
 
     async fn ping(&self) -> Result<(), RuntimeError> {
-        self.ask_version(self.options.connect_timeout).await
+        self.ask_version(self.options.version_timeout).await
     }
 
     async fn list(&self) -> Result<Listing, RuntimeError> {

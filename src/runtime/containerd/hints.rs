@@ -7,13 +7,16 @@
 //! (containerd 1.6, 1.7), an event causes the list that the next poll would have made.
 //!
 //! There is no replay, and a hint that is lost costs only its being early. containerd queues without bound for a
-//! slow reader, so the stream is read at all times.
+//! slow reader, so the stream is read at all times, on a thread of its own: a container that lives some ms is gone while
+//! another task decodes a long list on the thread that it shares.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use prost::Message as _;
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use tonic::{Code, Streaming};
 
 use super::client::channel;
@@ -23,7 +26,7 @@ use super::{CRI_NAMESPACE, Claims};
 use crate::backoff::Backoff;
 use crate::model::{ContainerId, SourceId};
 use crate::reconcile::{Observation, ProcessReading};
-use crate::runtime::watch::WatchContext;
+use crate::runtime::watch::{WatchContext, names_other};
 
 /// What is asked for.
 const FILTERS: [&str; 4] = [
@@ -36,13 +39,34 @@ const FILTERS: [&str; 4] = [
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 /// Reads hints from a socket until the context's `stop`, or for good where nothing there has such events. `cri` is
-/// the endpoint of CRI at the same socket, if it is watched.
+/// the endpoint of CRI at the same socket, if it is watched. Dropped midway, the thread that reads goes on until `stop`.
 pub async fn hints(socket: PathBuf, cri: Option<SourceId>, context: WatchContext) {
+    let (done, ended) = oneshot::channel();
+    let spawned = thread::Builder::new()
+        .name("hints".to_owned())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(read(&socket, cri.as_ref(), &context)),
+                Err(error) => tracing::warn!(%error, "no hints: the system has nothing left"),
+            }
+            // Nobody may wait for it any more.
+            let _ = done.send(());
+        });
+    match spawned {
+        Ok(_) => _ = ended.await,
+        Err(error) => tracing::warn!(%error, "no hints: the system has no thread left"),
+    }
+}
+
+async fn read(socket: &Path, cri: Option<&SourceId>, context: &WatchContext) {
     let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
     loop {
         let ended = tokio::select! {
             () = context.stop.cancelled() => return,
-            ended = session(&socket, cri.as_ref(), &context, &mut backoff) => ended,
+            ended = session(socket, cri, context, &mut backoff) => ended,
         };
         if let Err(status) = ended {
             if status.code() == Code::Unimplemented {
@@ -91,9 +115,12 @@ fn take(envelope: &Envelope, cri: Option<&SourceId>, uid: u32, context: &WatchCo
             ProcessReading::Dead | ProcessReading::Denied => None,
         };
         tracing::debug!(%id, pid, "hint");
-        let sent = context
-            .observations
-            .try_send(Observation::Process { id, pid, reading });
+        // The process had ended before it was read, and its pid was given to another container's.
+        let is_taken = names_other(&reading, &id);
+        let sent = !is_taken
+            && context
+                .observations
+                .try_send(Observation::Process { id, pid, reading });
         if !sent && let Some(fd) = fd {
             context.processes.fds().release(fd);
         }

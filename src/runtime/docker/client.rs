@@ -123,7 +123,7 @@ impl RuntimeClient for DockerClient {
 
     async fn ping(&self) -> Result<(), RuntimeError> {
         let request = "ping";
-        let timeout = self.options.connect_timeout;
+        let timeout = self.options.version_timeout;
         let asking = self
             .http
             .get_whole("/_ping", self.options.message_bytes_max);

@@ -47,7 +47,7 @@ const REBUILD_LONGEST: Duration = Duration::from_secs(5);
 /// The wait before a full queue is tried again.
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(5);
 
-/// With messages on their way and none acknowledged for this long, the bus counts as down.
+/// With messages of a topic on their way and none of it acknowledged for this long, the bus counts as down.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 /// How often that is looked at.
@@ -86,7 +86,12 @@ pub(super) struct Sender {
     stamps: Stamps,
     batch_bytes: u32,
     backoff: Backoff,
-    progress_at: Instant,
+    /// When a message of a topic had its end last.
+    progress: BTreeMap<Topic, Instant>,
+    /// A topic of which messages are on their way, and none is acknowledged.
+    stuck: Option<Topic>,
+    /// When that is looked at next.
+    look_at: Instant,
     last_error: String,
     log: LogLimit,
 }
@@ -102,6 +107,8 @@ struct Live {
 
 struct Pending {
     message: Outgoing,
+    /// When a producer was given it last.
+    sent_at: Option<Instant>,
     stamp: Option<Stamp>,
     suspect: bool,
     /// How often it was refused for its time while alone.
@@ -139,7 +146,9 @@ impl Sender {
             stamps: Stamps::default(),
             batch_bytes: BATCH_BYTES_MAX,
             backoff: Backoff::new(REBUILD_FIRST, REBUILD_LONGEST),
-            progress_at: Instant::now(),
+            progress: BTreeMap::new(),
+            stuck: None,
+            look_at: Instant::now() + TICK,
             last_error: String::new(),
             log: LogLimit::default(),
         }
@@ -179,6 +188,10 @@ impl Sender {
                 }
                 continue;
             }
+            if self.look_at <= Instant::now() {
+                self.look_at = Instant::now() + TICK;
+                self.look_if_stuck();
+            }
             self.ensure_producer();
             self.pump();
             if let Err(Abandoned) = self.reporter.offer() {
@@ -189,7 +202,7 @@ impl Sender {
             }
             let room =
                 IN_FLIGHT_MAX.saturating_sub(self.unreported.len() + self.reporter.waiting());
-            let wake_at = self.full_until.unwrap_or_else(|| Instant::now() + TICK);
+            let wake_at = self.full_until.unwrap_or(self.look_at);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -202,7 +215,6 @@ impl Sender {
                 }
                 () = tokio::time::sleep_until(wake_at), if !self.unreported.is_empty() => {
                     self.full_until = None;
-                    self.look_if_stuck();
                 }
             }
             for notice in notices.drain(..) {
@@ -259,11 +271,9 @@ impl Sender {
             self.held_status = Some(message);
             return;
         }
-        if self.unreported.is_empty() {
-            self.progress_at = Instant::now();
-        }
         let pending = Pending {
             message,
+            sent_at: None,
             stamp: None,
             suspect: false,
             refusals: 0,
@@ -308,6 +318,7 @@ impl Sender {
             encoding,
         ) {
             Ok(()) => {
+                pending.sent_at = Some(Instant::now());
                 self.cursor = ticket + 1;
                 self.in_flight += 1;
                 if alone {
@@ -357,13 +368,17 @@ impl Sender {
     }
 
     fn delivered(&mut self, ticket: u64, position: Position) {
-        if let Some(Pending {
-            stamp: Some(stamp), ..
-        }) = self.unreported.get(&ticket)
-        {
-            self.stamps.taken(*stamp);
+        let Some(pending) = self.unreported.get(&ticket) else {
+            return;
+        };
+        if let Some(stamp) = pending.stamp {
+            self.stamps.taken(stamp);
         }
-        self.health.up();
+        self.stuck.take_if(|topic| *topic == pending.message.topic);
+        // That another topic takes messages says nothing of one that does not.
+        if self.stuck.is_none() {
+            self.health.up();
+        }
         self.last_error.clear();
         if let Some(live) = &mut self.live {
             live.has_delivered = true;
@@ -488,7 +503,7 @@ impl Sender {
         if let Outcome::Rejected(reason) | Outcome::Replaced { reason, .. } = &outcome {
             tracing::debug!(row = pending.message.row, reason, "kafka rejects a message");
         }
-        self.progress_at = Instant::now();
+        self.progress.insert(pending.message.topic, Instant::now());
         self.backoff.reset();
         self.reporter.push(pending.message.row, outcome);
         if pending.message.row == 0
@@ -498,13 +513,22 @@ impl Sender {
         }
     }
 
-    fn look_if_stuck(&self) {
-        if self.in_flight > 0 && self.progress_at.elapsed() >= STUCK_AFTER {
-            if self.last_error.is_empty() {
-                self.health.down("kafka acknowledges nothing");
-            } else {
-                self.health.down(&self.last_error);
-            }
+    /// Too few replicas in sync, for one, is nothing that librdkafka tells: it goes on trying.
+    fn look_if_stuck(&mut self) {
+        let is_long = |at: &Instant| at.elapsed() >= STUCK_AFTER;
+        let sent = self.unreported.range(..self.cursor);
+        let mut stuck = sent
+            .filter(|(_, pending)| pending.sent_at.as_ref().is_some_and(is_long))
+            .map(|(_, pending)| pending.message.topic);
+        self.stuck = stuck.find(|topic| self.progress.get(topic).is_none_or(is_long));
+        let Some(topic) = self.stuck else { return };
+        if self.last_error.is_empty() {
+            let name = self.checker.topics.topic_name(topic);
+            self.health.down(&format!(
+                "kafka acknowledges nothing of `{name}`: too few replicas in sync, or too slow"
+            ));
+        } else {
+            self.health.down(&self.last_error);
         }
     }
 

@@ -57,7 +57,7 @@ packages_of() {
   containerd16) echo containerd runc busybox-static ;;
   docker) echo runc iptables busybox-static libsystemd0 libcap2 ;;
   docker20) echo docker.io containerd runc iptables busybox-static ;;
-  podman) echo podman runc curl docker.io busybox-static ;;
+  podman) echo podman runc curl docker.io busybox-static procps ;;
   kafka)
     echo kcat
     if ! java_major_at_least 17; then echo default-jre-headless; fi
@@ -101,8 +101,8 @@ need_component() {
   docker20-containerd) tools=(containerd runc) ;;
   docker) tools=(runc iptables) files=("$CACHE/new/docker.io/usr/sbin/dockerd" "$CACHE/new/docker-cli/usr/bin/docker" "$CACHE/images/lab.tar") ;;
   docker20) tools=(dockerd runc iptables) files=("$CACHE/images/lab.tar") ;;
-  podman) tools=(podman runc curl) files=("$CACHE/images/lab.tar") ;;
-  kafka) tools=(java kcat) files=("$(kafka_libs)/done") ;;
+  podman | rootless) tools=(podman runc curl pkill) files=("$CACHE/images/lab.tar") ;;
+  kafka | kafka2) tools=(java kcat) files=("$(kafka_libs)/done") ;;
   nats) files=("$(nats_binary nats)") ;;
   nats29) files=("$(nats_binary nats29)") ;;
   prometheus) tools=(prometheus promtool curl) ;;

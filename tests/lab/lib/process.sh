@@ -88,7 +88,8 @@ end_process() {
   rm -f "$DIR/run/$name.pid"
 }
 
-# Pids of the processes that run this lab's containers: shims and conmons name a path below DIR in their arguments.
+# Pids of the processes that run this lab's containers: shims and conmons name a path below DIR in their arguments, what
+# a rootless podman leaves behind in its environment.
 supervisors() {
   local proc exe
   for proc in /proc/[0-9]*; do
@@ -96,6 +97,9 @@ supervisors() {
     case ${exe##*/} in
     containerd-shim* | conmon | runc | crun | docker-init | docker-proxy)
       if grep -qszF -- "$DIR/" "$proc/cmdline"; then echo "${proc#/proc/}"; fi
+      ;;
+    podman)
+      if grep -qszF -- "$DIR/" "$proc/environ"; then echo "${proc#/proc/}"; fi
       ;;
     esac
   done
@@ -118,6 +122,8 @@ end_containers() {
     local left=0
     for pid in $(supervisors); do
       left=1
+      # A rootless container has no cgroup of its own: it is known as its conmon's child.
+      if [[ $(readlink "/proc/$pid/exe") == */conmon ]]; then pkill -KILL -P "$pid" || true; fi
       kill -KILL "$pid" 2>/dev/null || true
     done
     for group in $(cgroups); do

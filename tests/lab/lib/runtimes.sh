@@ -223,14 +223,19 @@ docker_version() { DOCKER_CONFIG=$DIR/run "$1" -H "unix://$2" version --format '
 # `docker version` succeeds in part when there is no server: what counts is the server's answer.
 docker_answers() { [[ -n $(docker_version "$1" "$2") ]]; }
 
+# As root (`podman`), or as `nobody` (`rootless`): with no subordinate ids, so that its user namespace has one user.
 start_podman() {
-  local home=$DIR/podman socket=$DIR/podman.sock
+  local name=$1 home=$DIR/$1 socket=$DIR/$1.sock as=() word
+  if [[ $name == rootless ]]; then as=(setpriv --reuid nobody --regid nogroup --clear-groups); fi
   mkdir -p "$home"/{etc,root,run,tmp,net,volumes}
   cat >"$home/etc/storage.conf" <<EOF
 [storage]
-driver = "overlay"
+driver = "$([[ $name == rootless ]] && echo vfs || echo overlay)"
 graphroot = "$home/root"
+rootless_storage_path = "$home/root"
 runroot = "$home/run"
+[storage.options]
+ignore_chown_errors = "true"
 EOF
   # default_ulimits: podman raises both limits otherwise, which a machine without CAP_SYS_RESOURCE refuses.
   cat >"$home/etc/containers.conf" <<EOF
@@ -248,20 +253,27 @@ volume_path = "$home/volumes"
 network_config_dir = "$home/net"
 EOF
   echo '{"default": [{"type": "insecureAcceptAnything"}]}' >"$home/etc/policy.json"
+  if [[ $name == rootless ]]; then
+    # It makes its socket in a folder of its own.
+    socket=$home/podman.sock
+    chown -R nobody:nogroup "$home"
+    chmod 0700 "$home/run"
+  fi
   # When a container ends, its conmon calls podman again, with none of our environment: only what lies at the usual
   # places counts. So these are the lab's own, in a mount namespace: the configuration, and the locks in /dev/shm.
   # shellcheck disable=SC2016
-  spawn podman env PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR="$home" HOME="$home" \
-    unshare --mount --propagation slave sh -c 'mount --bind "$1/etc" /etc/containers && mount -t tmpfs locks /dev/shm &&
-      exec podman system service --time 0 "unix://$2"' sh "$home" "$socket"
-  wait_ready podman podman_answers "$socket"
-  if [[ ! -f $home/images ]]; then
-    DOCKER_CONFIG=$DIR/run /usr/bin/docker -H "unix://$socket" load -q -i "$CACHE/images/lab.tar" >>"$DIR/log/podman.log" 2>&1
-    : >"$home/images"
+  spawn "$name" env -C "$home" PATH=/usr/sbin:/usr/bin:/sbin:/bin TMPDIR="$home/tmp" HOME="$home" XDG_RUNTIME_DIR="$home/run" \
+    unshare --mount --propagation slave sh -c 'mount --bind "$1/etc" /etc/containers && mount -t tmpfs -o mode=1777 locks /dev/shm &&
+      socket=$2 && shift 2 && exec "$@" podman system service --time 0 "unix://$socket"' sh "$home" "$socket" ${as[@]+"${as[@]}"}
+  wait_ready "$name" podman_answers "$socket"
+  if [[ ! -f $DIR/run/$name.images ]]; then
+    DOCKER_CONFIG=$DIR/run /usr/bin/docker -H "unix://$socket" load -q -i "$CACHE/images/lab.tar" >>"$DIR/log/$name.log" 2>&1
+    : >"$DIR/run/$name.images"
   fi
-  env_put LAB_PODMAN_SOCKET "$socket"
-  env_put LAB_PODMAN_CLI /usr/bin/docker
-  env_put LAB_PODMAN_VERSION "$(podman --version | awk '{print $3}')"
+  word=$(env_word "$name")
+  env_put "LAB_${word}_SOCKET" "$socket"
+  env_put "LAB_${word}_CLI" /usr/bin/docker
+  env_put "LAB_${word}_VERSION" "$(podman --version | awk '{print $3}')"
 }
 
 podman_answers() { [[ $(curl -s -m 2 --unix-socket "$1" http://d/_ping) == OK ]]; }

@@ -1,5 +1,7 @@
 # shellcheck shell=bash
 # Prometheus. Sourced by ../lab.
+#
+#   QUAYMASTER_LAB_PROMETHEUS_CONFIG  a file that stands in the place of the lab's own configuration
 
 # Scrapes what targets/*.json names (a test writes it) every second. The alerts are those of deploy/prometheus, but for
 # the time that they wait before they fire: minutes there, a second here.
@@ -19,6 +21,9 @@ scrape_configs:
       - files: ["$home/targets/*.json"]
         refresh_interval: 1s
 EOF
+  if [[ -n ${QUAYMASTER_LAB_PROMETHEUS_CONFIG:-} ]]; then
+    cp "$QUAYMASTER_LAB_PROMETHEUS_CONFIG" "$home/prometheus.yml"
+  fi
   spawn prometheus prometheus --config.file="$home/prometheus.yml" --storage.tsdb.path="$home/data" \
     --web.listen-address="127.0.0.1:$port"
   wait_ready prometheus curl -sf "http://127.0.0.1:$port/-/ready"

@@ -2,6 +2,7 @@
 //! passwords; and that no secret is found in anything that it says.
 
 mod certificates;
+mod jwt;
 mod kafka;
 mod nats;
 mod run;
