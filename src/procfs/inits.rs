@@ -131,9 +131,8 @@ fn look(
 
 /// The container that a cgroup's path names last: what is inside of another one is the inner one's.
 fn container_of(path: &str) -> Option<ContainerId> {
-    let words = path.split(|c: char| !c.is_ascii_hexdigit());
-    let id = words.filter(|word| word.len() == ID_DIGITS).last()?;
-    ContainerId::parse(id)
+    let mut words = path.rsplit(|c: char| !c.is_ascii_hexdigit());
+    ContainerId::parse(words.find(|word| word.len() == ID_DIGITS)?)
 }
 
 /// The pids of a process in each PID namespace from the process table's own on.
