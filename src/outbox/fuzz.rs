@@ -1,7 +1,5 @@
 //! Rows of the state as no collector wrote them. A row that cannot be read is damage: the state is set aside.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -187,7 +185,7 @@ fn owed(topic: Topic, row: u64) -> super::Owed {
             host_id: "host".into(),
             item: "4026532448".into(),
             op: "start".into(),
-            value: Some(Arc::from(&b"{\"op\":\"start\"}"[..])),
+            value: Some(bytes::Bytes::from_static(b"{\"op\":\"start\"}")),
             ce_id: "host:epoch:1".into(),
             ce_type: crate::wire::ce_type(topic),
             ce_source: crate::wire::ce_source("host"),

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use redb::{Database, ReadOnlyTable, ReadableDatabase as _, ReadableTable};
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +62,7 @@ impl StoredMessage {
             host_id: Arc::clone(host_id),
             item: self.item,
             op: self.op,
-            value: self.value.map(Arc::from),
+            value: self.value.map(Bytes::from),
             ce_id: self.ce_id,
             ce_type: wire::ce_type(self.topic),
             ce_source: Arc::clone(ce_source),

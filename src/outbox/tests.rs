@@ -4,7 +4,6 @@ mod flips;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::*;
 use crate::reconcile::{Identity, Observation, Settings};
@@ -42,7 +41,7 @@ fn message(outbox: &mut Outbox, topic: Topic, item: &str, text: &str) -> Owed {
             host_id: "host".into(),
             item: item.into(),
             op: "".into(),
-            value: (!text.is_empty()).then(|| Arc::from(text.as_bytes())),
+            value: (!text.is_empty()).then(|| bytes::Bytes::copy_from_slice(text.as_bytes())),
             ce_id: wire::state_id("host", "epoch-1", row),
             ce_type: crate::wire::ce_type(topic),
             ce_source: crate::wire::ce_source("host"),

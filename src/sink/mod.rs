@@ -27,6 +27,7 @@ pub use reap::Reaped;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -73,7 +74,7 @@ pub struct Outgoing {
     /// The delta's op, last token of its NATS subject; empty for state messages.
     pub op: Arc<str>,
     /// The JSON text; `None` is a tombstone.
-    pub value: Option<Arc<[u8]>>,
+    pub value: Option<Bytes>,
     /// CloudEvents `id`: `host_id:epoch:seq` of a delta, `host_id:epoch:r<row>` of a state message.
     pub ce_id: Arc<str>,
     /// CloudEvents `type`.

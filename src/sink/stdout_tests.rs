@@ -18,7 +18,7 @@ fn message(row: u64, topic: Topic, item: &str, value: Option<&str>) -> Outgoing 
         host_id: Arc::from("h\"1"),
         item: Arc::from(item),
         op: Arc::from(""),
-        value: value.map(|text| Arc::from(text.as_bytes())),
+        value: value.map(|text| bytes::Bytes::copy_from_slice(text.as_bytes())),
         ce_id: Arc::from("h:e:1"),
         ce_type: "io.quaymaster.delta.v1",
         ce_source: Arc::from("quaymaster"),

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
+use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -140,7 +140,7 @@ struct MappingJson<'a> {
     seq: u64,
 }
 
-pub(super) fn delta(host: &Host, delta: &Delta) -> Arc<[u8]> {
+pub(super) fn delta(host: &Host, delta: &Delta) -> Bytes {
     let source = delta.source.as_ref().map(|source| SourceJson {
         runtime: source.runtime.as_str(),
         runtime_name: &source.name,
@@ -187,7 +187,7 @@ pub(super) fn teller(delta: &[u8]) -> Option<Teller> {
     serde_json::from_slice(delta).ok()
 }
 
-pub(super) fn gap(host: &Host, gap: &Gap, now_ms: u64) -> Arc<[u8]> {
+pub(super) fn gap(host: &Host, gap: &Gap, now_ms: u64) -> Bytes {
     text(&DeltaJson {
         schema_version: SCHEMA_VERSION,
         op: "gap",
@@ -214,7 +214,7 @@ pub(super) fn record(
     seq: u64,
     now_ms: u64,
     expires_at_ms: u64,
-) -> Arc<[u8]> {
+) -> Bytes {
     text(&RecordJson {
         schema_version: SCHEMA_VERSION,
         data_type: RECORD_DATA_TYPE,
@@ -229,7 +229,7 @@ pub(super) fn record(
     })
 }
 
-pub(super) fn mapping(host: &Host, mapping: &Mapping, expires_at_ms: u64) -> Arc<[u8]> {
+pub(super) fn mapping(host: &Host, mapping: &Mapping, expires_at_ms: u64) -> Bytes {
     let owner = &mapping.owner;
     let pod = owner.pod.as_ref();
     text(&MappingJson {
@@ -275,22 +275,25 @@ pub fn fields_value(fields: &Fields) -> serde_json::Value {
     serde_json::json!(map)
 }
 
-/// Longest text whose room is kept for the next message.
-const ROOM_BYTES_MAX: usize = 64 * 1024;
+/// Texts are cut from blocks of this size, which go when the last text of theirs does: one by one, texts of more than
+/// a KiB cost the allocator more than they cost to write. So much a small message that is kept may keep.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// What is left of a block and is too little for most texts.
+const REST_BYTES: usize = 2 * 1024;
 
 thread_local! {
-    /// Where a message's text grows, so that it is neither moved nor allocated anew for each.
-    static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The rest of the block that texts are cut from.
+    static ROOM: RefCell<BytesMut> = RefCell::new(BytesMut::new());
 }
 
 /// Renders a value whose parts are all text, numbers and lists, which cannot fail.
-pub(super) fn text<T: Serialize>(value: &T) -> Arc<[u8]> {
+pub(super) fn text<T: Serialize>(value: &T) -> Bytes {
     ROOM.with_borrow_mut(|room| {
-        room.clear();
-        serde_json::to_writer(&mut *room, value)
+        if room.capacity() < REST_BYTES {
+            room.reserve(BLOCK_BYTES);
+        }
+        serde_json::to_writer(room.writer(), value)
             .expect("our own messages have text keys and no foreign Serialize");
-        let text = Arc::from(room.as_slice());
-        room.shrink_to(ROOM_BYTES_MAX);
-        text
+        room.split().freeze()
     })
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
@@ -36,7 +37,7 @@ impl Snapshot {
     }
 
     /// The JSON text of a process and the container that it belongs to.
-    pub fn process(&self, row: &ProcessRow, container: Option<&Container>) -> Arc<[u8]> {
+    pub fn process(&self, row: &ProcessRow, container: Option<&Container>) -> Bytes {
         self.text(
             PROCESS_DATA_TYPE,
             Fields {
@@ -54,7 +55,7 @@ impl Snapshot {
         row: &PortRow,
         process: Option<&ProcessRow>,
         container: Option<&Container>,
-    ) -> Arc<[u8]> {
+    ) -> Bytes {
         self.text(
             PORT_DATA_TYPE,
             Fields {
@@ -85,7 +86,7 @@ impl Snapshot {
         self.message(Topic::Ports, row.inode, self.port(row, process, container))
     }
 
-    fn text(&self, data_type: u32, fields: Fields<'_>) -> Arc<[u8]> {
+    fn text(&self, data_type: u32, fields: Fields<'_>) -> Bytes {
         json::text(&Envelope {
             schema_version: SCHEMA_VERSION,
             data_type,
@@ -94,7 +95,7 @@ impl Snapshot {
         })
     }
 
-    fn message(&self, topic: Topic, item: u64, value: Arc<[u8]>) -> Outgoing {
+    fn message(&self, topic: Topic, item: u64, value: Bytes) -> Outgoing {
         let Host {
             host_id, boot_id, ..
         } = &self.host;

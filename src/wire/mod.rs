@@ -11,6 +11,7 @@ mod status;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use bytes::Bytes;
 pub use status::{OutboxStatus, ResyncStatus, RuntimeStatus, Status};
 
 use crate::model::Topic;
@@ -164,7 +165,7 @@ impl Renderer {
         &self,
         topic: Topic,
         item: Arc<str>,
-        value: Option<Arc<[u8]>>,
+        value: Option<Bytes>,
         row: u64,
         time_ms: u64,
     ) -> Outgoing {

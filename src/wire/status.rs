@@ -1,8 +1,8 @@
 //! The collector's own state, as the status topic and `/status` tell it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::{Host, SCHEMA_VERSION, json};
@@ -90,7 +90,7 @@ struct StatusJson<'a> {
     expires_at_ms: u64,
 }
 
-pub(super) fn render(host: &Host, status: &Status, expires_at_ms: u64) -> Arc<[u8]> {
+pub(super) fn render(host: &Host, status: &Status, expires_at_ms: u64) -> Bytes {
     json::text(&StatusJson {
         schema_version: SCHEMA_VERSION,
         host_id: &host.host_id,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use quaymaster::cli::schema::Schema;
 use quaymaster::local::ports::{PortRow, Protocol};
 use quaymaster::local::scan::ProcessRow;
@@ -279,7 +280,7 @@ fn messages() -> anyhow::Result<Vec<(String, Schema, Value)>> {
 }
 
 /// Processes and sockets of which everything is known, and nothing that need not be.
-fn snapshots() -> [(&'static str, Schema, Arc<[u8]>); 4] {
+fn snapshots() -> [(&'static str, Schema, Bytes); 4] {
     let snapshot = Snapshot::new(renderer().host().clone(), NOW_MS);
     let process = ProcessRow {
         pid: 4_711,

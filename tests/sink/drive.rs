@@ -178,7 +178,7 @@ pub(crate) fn delta(row: u64) -> Outgoing {
         host_id: Arc::from(HOST),
         item: Arc::from(""),
         op: Arc::from("update"),
-        value: Some(Arc::from(value.as_bytes())),
+        value: Some(value.as_bytes().to_vec().into()),
         ce_id: Arc::from(format!("{HOST}:epoch:{row}").as_str()),
         ce_type: "io.quaymaster.delta.v1",
         ce_source: Arc::from("quaymaster/test"),
@@ -191,7 +191,7 @@ pub(crate) fn state(row: u64, topic: Topic, item: &str, value: Option<String>) -
         topic,
         item: Arc::from(item),
         op: Arc::from(""),
-        value: value.map(|text| Arc::from(text.as_bytes())),
+        value: value.map(|text| text.as_bytes().to_vec().into()),
         ce_id: Arc::from(format!("{HOST}:epoch:r{row}").as_str()),
         ce_type: "io.quaymaster.record.v1",
         ..delta(row)

@@ -261,7 +261,7 @@ async fn a_delta_that_is_too_large_has_a_gap_in_its_place_and_the_others_go_on()
             "{{\"host_name\":\"n\",\"boot_id\":\"b\",\"epoch\":\"e\",\"seq\":{row},\"x\":{}}}",
             noise(bytes, row)
         );
-        message.value = Some(value.as_bytes().into());
+        message.value = Some(value.as_bytes().to_vec().into());
         message
     });
     let sending = driven.send_all(messages.collect());
