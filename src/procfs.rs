@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod fuzz;
+mod inits;
 
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -18,6 +19,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::reconcile::{FdToken, Process, ProcessReading};
+
+pub use inits::Inits;
 
 /// Longest file that is read of a process. `status` and `cgroup` have some KiB.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -145,9 +148,8 @@ impl ProcessTable {
     /// name any process as its container's.
     pub fn read_of_user(&self, pid: u32, uid: u32) -> ProcessReading {
         let reading = self.read(pid);
-        let is_trusted = uid == 0 || uid == rustix::process::geteuid().as_raw();
         match reading {
-            ProcessReading::Alive(process) if !is_trusted => {
+            ProcessReading::Alive(process) if !Self::is_trusted(uid) => {
                 let owner = self.user_namespace_owner(pid);
                 // What was looked at is still the process that was read.
                 let is_same = self.start_ticks(pid) == Some(process.start_ticks);
@@ -161,6 +163,11 @@ impl ProcessTable {
             }
             ProcessReading::Alive(_) | ProcessReading::Dead | ProcessReading::Denied => reading,
         }
+    }
+
+    /// Whether a runtime that this user serves may name any process.
+    fn is_trusted(uid: u32) -> bool {
+        uid == 0 || uid == rustix::process::geteuid().as_raw()
     }
 
     /// The user that made a process's user namespace (`NS_GET_OWNER_UID`, ioctl_nsfs(2)).
@@ -195,21 +202,34 @@ impl ProcessTable {
     }
 
     fn try_read(&self, pid: u32) -> Result<Process, Errno> {
+        let directory = self.open_process(pid)?;
+        let cgroup = read_at(&directory, "cgroup")?;
+        let status = read_at(&directory, "status")?;
+        self.read_in(&directory, pid, &cgroup, &status)
+    }
+
+    /// The directory of a process: what is read through it is of one process.
+    fn open_process(&self, pid: u32) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
+        rustix::fs::open(self.root.join(pid.to_string()), flags, Mode::empty())
+    }
+
+    /// The rest of a process whose cgroup and status are read.
+    fn read_in(
+        &self,
+        directory: &OwnedFd,
+        pid: u32,
+        cgroup: &str,
+        status: &str,
+    ) -> Result<Process, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open(
-            self.root.join(pid.to_string()),
-            flags | OFlags::DIRECTORY,
-            Mode::empty(),
-        )?;
-        let namespace = rustix::fs::openat(&directory, "ns/pid", flags, Mode::empty())?;
+        let namespace = rustix::fs::openat(directory, "ns/pid", flags, Mode::empty())?;
         let pns_inode = rustix::fs::fstat(&namespace)?.st_ino;
-        let mnt_ns = rustix::fs::readlinkat(&directory, "ns/mnt", Vec::new())
+        let mnt_ns = rustix::fs::readlinkat(directory, "ns/mnt", Vec::new())
             .ok()
             .and_then(|link| link_inode(&link.to_string_lossy()))
             .unwrap_or(0);
-        let cgroup = read_at(&directory, "cgroup")?;
-        let status = read_at(&directory, "status")?;
-        let stat = read_at(&directory, "stat")?;
+        let stat = read_at(directory, "stat")?;
         let start_ticks = stat_start_ticks(&stat).ok_or(Errno::SRCH)?;
         Ok(Process {
             pid,
@@ -218,8 +238,8 @@ impl ProcessTable {
             pns_inode,
             pns_id: namespace_id(&namespace),
             mnt_ns,
-            cgroup: cgroup_path(&cgroup).into(),
-            is_init: status_is_init(&status),
+            cgroup: cgroup_path(cgroup).into(),
+            is_init: status_is_init(status),
             fd: Some(self.fds.hold(namespace)),
         })
     }

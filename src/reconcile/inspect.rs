@@ -10,7 +10,7 @@
 //!
 //! While an epoch opens, a container that runs may be told by a sketch (its list row and its process), so that all
 //! mappings are there before the runtime has answered hundreds of inspects; what the sketch lacks follows as one
-//! `update` when its inspect is answered, before the opening ends.
+//! `update` when its inspect is answered (`fills.rs`), before the opening ends.
 
 use super::container::Tracked;
 use super::story::Round;
@@ -133,12 +133,6 @@ impl Reconciler {
         true
     }
 
-    /// Asks for an inspect; while one is under way, for another one after it.
-    pub(super) fn ask(&mut self, id: &ContainerId) {
-        let may_sketch = self.may_sketch(id);
-        self.ask_for(id, may_sketch);
-    }
-
     /// Whether a sketch of a container may be told: one that is found while an epoch opens, of which no event has
     /// told anything.
     fn may_sketch(&self, id: &ContainerId) -> bool {
@@ -153,10 +147,12 @@ impl Reconciler {
             && self
                 .sources
                 .get(&tracked.owner)
-                .is_some_and(super::Source::runs_once)
+                .is_some_and(|source| source.runtime.runtime != RuntimeType::Containerd)
     }
 
-    fn ask_for(&mut self, id: &ContainerId, may_sketch: bool) {
+    /// Asks for an inspect; while one is under way, for another one after it.
+    pub(super) fn ask(&mut self, id: &ContainerId) {
+        let may_sketch = self.may_sketch(id);
         let Some(tracked) = self.containers.get_mut(id) else {
             return;
         };
@@ -206,17 +202,22 @@ impl Reconciler {
         };
         match outcome {
             InspectOutcome::Found { container, process } => {
+                self.fills.forget(id);
                 self.found(id, covered, container, process);
             }
             InspectOutcome::Sketched { container, process } => {
                 self.sketched(id, covered, container, process);
             }
-            InspectOutcome::Gone => self.gone(id),
+            InspectOutcome::Gone => {
+                self.fills.forget(id);
+                self.gone(id);
+            }
             InspectOutcome::Failed => self.inspect_failed(id),
         }
     }
 
-    /// Tells what a sketch shows, and asks for the whole. The list row counts as answered only with that.
+    /// Tells what a sketch shows; the whole is asked for when everything else is told, and the list row counts as
+    /// answered only with that. Where a sketch will not do any more, the whole is asked for now.
     fn sketched(
         &mut self,
         id: &ContainerId,
@@ -228,16 +229,23 @@ impl Reconciler {
             .containers
             .get_mut(id)
             .and_then(|tracked| tracked.life.asked_fingerprint.take());
-        if self.may_sketch(id) {
+        let is_told = self.may_sketch(id);
+        if is_told {
             self.found(id, covered, container, Some(process));
         } else {
             self.release_reading(&process);
         }
-        if let Some(tracked) = self.containers.get_mut(id) {
-            tracked.life.asked_fingerprint = asked;
-            if tracked.life.inspecting.is_none() {
-                self.ask_for(id, false);
-            }
+        let Some(tracked) = self.containers.get_mut(id) else {
+            return;
+        };
+        tracked.life.asked_fingerprint = asked;
+        if tracked.life.inspecting.is_some() {
+            return;
+        }
+        if is_told {
+            self.fills.hold(id, self.uptime_ms);
+        } else {
+            self.ask(id);
         }
     }
 
@@ -440,6 +448,7 @@ impl Reconciler {
 
     /// Resets what was awaited of a runtime that went away.
     pub(super) fn lose_requests(&mut self, source: &SourceId) {
+        self.lose_fills(source);
         let mut to_conclude = Vec::new();
         for (id, tracked) in &mut self.containers {
             if tracked.owner != *source {

@@ -19,11 +19,13 @@
 //!
 //! Where to look: `grammar.rs` says what comes in and what is to be done; this file dispatches, opens an epoch and
 //! keeps the time; `container.rs` is what is known of one container, `inspect.rs` what is asked about it,
-//! `runs.rs` (a function of what was said) puts its runs in order, `story.rs` tells them, `process.rs` takes what
-//! is read of its processes, `early.rs` those of containers that are not known yet; `overlay.rs` is cri-dockerd; `listing.rs` compares lists; `namespace.rs` maps.
+//! `fills.rs` what sketches lack; `runs.rs` (a function of what was said) puts its runs in order, `story.rs` tells
+//! them, `process.rs` takes what is read of its processes, `early.rs` those of containers that are not known yet;
+//! `overlay.rs` is cri-dockerd; `listing.rs` compares lists; `namespace.rs` maps.
 
 mod container;
 mod early;
+mod fills;
 mod grammar;
 mod inspect;
 mod listing;
@@ -49,6 +51,7 @@ pub(crate) use namespace::{member_of, owner_of};
 use crate::model::message::{Delta, Message, Op, Origin, RuntimeSource};
 use crate::model::record::Fields;
 use crate::model::{ContainerId, SourceId};
+use fills::Fills;
 use runs::End;
 use story::Round;
 
@@ -79,6 +82,7 @@ pub struct Reconciler {
     deleted_order: VecDeque<(ContainerId, u64)>,
     /// Containers that wait for time to pass, until this moment of [`uptime_ms`](Self::uptime_ms).
     waiting: BTreeMap<ContainerId, u64>,
+    fills: Fills,
     seq: u64,
     package_seq: u64,
     generation: u64,
@@ -128,6 +132,7 @@ impl Reconciler {
             deleted: BTreeMap::new(),
             deleted_order: VecDeque::new(),
             waiting: BTreeMap::new(),
+            fills: Fills::default(),
             seq: restored.seq,
             package_seq: restored.package_seq,
             generation: restored.generation,
@@ -189,6 +194,7 @@ impl Reconciler {
             Observation::ListDue { source } => self.list_due(&source),
             Observation::Tick => self.tick(),
         }
+        self.ask_fills();
         self.close_opening();
         std::mem::take(&mut self.effects)
     }
@@ -257,6 +263,7 @@ impl Reconciler {
                 .values()
                 .all(|tracked| !tracked.is_awaited())
             && self.waiting.is_empty()
+            && self.fills.is_empty()
     }
 
     /// The start ticks of a container's open run with this pid, where its namespace is held: then a look at the
@@ -294,6 +301,15 @@ impl Reconciler {
         self.count_away(last_alive_ms);
         for tracked in self.containers.values_mut() {
             tracked.life.last_alive_ms = last_alive_ms;
+            let is_open = tracked.run.is_some();
+            if let Some(newest) = tracked
+                .newest
+                .as_mut()
+                .filter(|newest| is_open && !newest.is_exact)
+            {
+                // What is known of it may be by a sketch of the earlier life.
+                newest.sketched_at_ns = Some(story::end_of_ms_ns(last_alive_ms));
+            }
         }
         for (id, tracked) in &self.containers {
             for pid in tracked.pids() {
@@ -345,7 +361,17 @@ impl Reconciler {
         let Opening::Until(deadline_ms) = self.opening else {
             return;
         };
-        let listed = self.expected.is_empty()
+        let is_whole = self.fills.is_empty() && self.is_all_told();
+        if is_whole || self.uptime_ms >= deadline_ms {
+            self.opening = Opening::Done;
+            let delta = self.bare_delta(Op::SnapshotEnd);
+            self.publish_delta(delta);
+        }
+    }
+
+    /// Whether each runtime that is there was listed, and each container that it has told, by a sketch at least.
+    fn is_all_told(&self) -> bool {
+        self.expected.is_empty()
             && self.sources.values().any(|source| source.listed_once)
             && self
                 .sources
@@ -353,13 +379,8 @@ impl Reconciler {
                 .all(|source| source.listed_once || !source.up)
             && self
                 .containers
-                .values()
-                .all(|tracked| !tracked.is_awaited());
-        if listed || self.uptime_ms >= deadline_ms {
-            self.opening = Opening::Done;
-            let delta = self.bare_delta(Op::SnapshotEnd);
-            self.publish_delta(delta);
-        }
+                .iter()
+                .all(|(id, tracked)| !tracked.is_awaited() || self.fills.is_under_way(id))
     }
 
     fn snapshot_all(&mut self) {

@@ -21,6 +21,9 @@ pub(super) struct Newest {
     pub(super) is_exact: bool,
     /// Pid and start ticks of its process, where it was seen.
     pub(super) process: Option<(u32, u64)>,
+    /// A sketch told it, at this time: it began at the latest then.
+    #[serde(skip)]
+    pub(super) sketched_at_ns: Option<u64>,
     /// An inspect told its start before its event came.
     #[serde(skip)]
     pub(super) awaits_start: bool,
@@ -51,12 +54,16 @@ pub(super) struct Said<'a> {
     pub(super) inspect: Option<&'a Container>,
     /// Pid and start ticks of the process that lives, as read after the inspect.
     pub(super) process: Option<(u32, u64)>,
+    /// The time of that process's start, less than a tick or two before it.
+    pub(super) process_started_at_ns: Option<u64>,
     /// Events that came after the inspect was asked for.
     pub(super) later: &'a [RuntimeEvent],
     /// Whether a run that only the inspect shows is told at once, or its events are waited for.
     pub(super) tells_ahead: bool,
     /// Whether several inspects in a row have contradicted what was told: then they are believed.
     pub(super) is_insisted: bool,
+    /// Now.
+    pub(super) now_ns: u64,
 }
 
 /// How a run ended.
@@ -73,6 +80,8 @@ pub(super) struct End {
 pub(super) struct RunStory {
     pub(super) started_at_ns: u64,
     pub(super) is_exact: bool,
+    /// A sketch told it, at this time.
+    pub(super) sketched_at_ns: Option<u64>,
     /// The time of the event of its start, where it was among those of the round.
     pub(super) start_event_ns: Option<u64>,
     /// It is the newest run that was told, and not a new one.
@@ -103,6 +112,7 @@ impl RunStory {
         Self {
             started_at_ns: newest.started_at_ns,
             is_exact: newest.is_exact,
+            sketched_at_ns: newest.sketched_at_ns,
             start_event_ns: None,
             is_told: true,
             is_inspected: false,
@@ -117,6 +127,7 @@ impl RunStory {
         Self {
             started_at_ns,
             is_exact: false,
+            sketched_at_ns: None,
             start_event_ns: None,
             is_told: false,
             is_inspected: false,
@@ -256,7 +267,7 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
             merge_told(line, container, said.process.is_some());
         } else {
             let tells_ahead = said.tells_ahead && said.later.is_empty();
-            merge_new(line, container, tells_ahead);
+            merge_new(line, container, said, tells_ahead);
         }
     }
     for event in said.later {
@@ -267,12 +278,12 @@ fn many_runs(line: &mut Line, known: &Known<'_>, said: &Said<'_>) {
         && said.tells_ahead
     {
         line.is_ahead = false;
-        merge_late(line, container);
+        merge_late(line, container, said);
     }
 }
 
 /// The inspect ran ahead of events that have come by now: it speaks of the first run that it began before.
-fn merge_late(line: &mut Line, container: &Container) {
+fn merge_late(line: &mut Line, container: &Container, said: &Said<'_>) {
     let started_at_ns = container.started_at_ns.unwrap_or(0);
     let mut runs = line.runs.iter_mut();
     let shown = runs.find(|run| {
@@ -283,7 +294,7 @@ fn merge_late(line: &mut Line, container: &Container) {
         be_exact(run, container);
         run.is_inspected = true;
     } else {
-        merge_new(line, container, true);
+        merge_new(line, container, said, true);
     }
 }
 
@@ -297,10 +308,12 @@ fn speaks_of(
     let is_other_process =
         process.is_some() && newest.process.is_some() && process != newest.process;
     let is_over = !is_open && container.state.is_live();
+    let is_same_process = is_open && process.is_some() && process == newest.process;
+    let latest_ns = newest.sketched_at_ns.unwrap_or(newest.started_at_ns);
     match container.started_at_ns {
         Some(started_at_ns) if newest.is_exact => started_at_ns == newest.started_at_ns,
         Some(started_at_ns) => {
-            started_at_ns <= newest.started_at_ns && !is_other_process && !is_over
+            (started_at_ns <= latest_ns || is_same_process) && !is_other_process && !is_over
         }
         None => !is_other_process && !is_over,
     }
@@ -387,10 +400,17 @@ fn merge_told(line: &mut Line, container: &Container, is_alive: bool) {
 }
 
 /// The inspect speaks of a run that was not told: the last of those that events showed, or a newer one.
-fn merge_new(line: &mut Line, container: &Container, tells_ahead: bool) {
+fn merge_new(line: &mut Line, container: &Container, said: &Said<'_>, tells_ahead: bool) {
     let is_live = container.state.is_live();
+    // Docker says of a container that runs when it started: without that it is a sketch.
+    let is_sketch =
+        is_live && container.started_at_ns.is_none() && container.runtime == RuntimeType::Docker;
     let started_at_ns = match (container.started_at_ns, is_live) {
         (Some(started_at_ns), _) => started_at_ns,
+        (None, true) if is_sketch => said
+            .process_started_at_ns
+            .unwrap_or(container.created_at_ns)
+            .max(1),
         (None, true) => container.created_at_ns.max(1),
         (None, false) => {
             // containerd does not say when a task began that has ended; its events do.
@@ -430,6 +450,7 @@ fn merge_new(line: &mut Line, container: &Container, tells_ahead: bool) {
     if container.started_at_ns.is_some() || run.start_event_ns.is_none() {
         run.started_at_ns = started_at_ns;
         run.is_exact = container.started_at_ns.is_some();
+        run.sketched_at_ns = is_sketch.then_some(said.now_ns);
     }
     run.is_inspected = true;
     run.awaits_start = run.start_event_ns.is_none();
@@ -445,6 +466,7 @@ fn be_exact(run: &mut RunStory, container: &Container) {
     {
         run.started_at_ns = started_at_ns;
         run.is_exact = true;
+        run.sketched_at_ns = None;
     }
 }
 

@@ -60,23 +60,23 @@ impl Round {
     }
 
     /// What it says of the runs. Only a process that a live container's inspect names counts.
-    fn said(&self, is_insisted: bool) -> Said<'_> {
+    fn said(&self, is_insisted: bool, now_ms: u64) -> Said<'_> {
         let inspect = self.inspect.as_deref();
         let is_live = inspect.is_some_and(|container| container.state.is_live());
         let process = match &self.reading {
-            Some(ProcessReading::Alive(process)) if is_live => {
-                Some((process.pid, process.start_ticks))
-            }
+            Some(ProcessReading::Alive(process)) if is_live => Some(process),
             Some(ProcessReading::Alive(_) | ProcessReading::Dead | ProcessReading::Denied)
             | None => None,
         };
         Said {
             events: &self.events,
             inspect,
-            process,
+            process: process.map(|process| (process.pid, process.start_ticks)),
+            process_started_at_ns: process.map(|process| process.started_at_ms * 1_000_000),
             later: &self.later,
             tells_ahead: self.tells_ahead,
             is_insisted,
+            now_ns: end_of_ms_ns(now_ms),
         }
     }
 }
@@ -107,7 +107,8 @@ impl Reconciler {
         // What ran before a snapshot is not told: there is nothing to wait for.
         round.tells_ahead |= is_snapshot;
         let is_insisted = tracked.life.attempts >= INSISTED;
-        let line = line_of(&tracked.known_runs(runs_once), &round.said(is_insisted));
+        let said = round.said(is_insisted, self.now_ms);
+        let line = line_of(&tracked.known_runs(runs_once), &said);
         let mut base = self.base_of(&tracked, id, &mut round);
         let mut reading = round.reading.take();
         let hint_is_ahead = line.is_ahead && tracked.is_hinted(reading.as_ref());
@@ -232,6 +233,7 @@ impl Reconciler {
             if let Some(newest) = &mut tracked.newest {
                 newest.started_at_ns = story.started_at_ns;
                 newest.is_exact = story.is_exact;
+                newest.sketched_at_ns = story.sketched_at_ns;
                 newest.awaits_start = story.awaits_start;
                 newest.awaits_end = story.awaits_end;
             }
@@ -496,10 +498,16 @@ fn newest_of(story: &RunStory, run: Option<&Run>) -> Newest {
     Newest {
         started_at_ns: story.started_at_ns,
         is_exact: story.is_exact,
+        sketched_at_ns: story.sketched_at_ns,
         process: run.and_then(Run::process_key),
         awaits_start: story.awaits_start,
         awaits_end: story.awaits_end,
     }
+}
+
+/// The last nanosecond of a millisecond.
+pub(super) fn end_of_ms_ns(at_ms: u64) -> u64 {
+    at_ms * 1_000_000 + 999_999
 }
 
 fn round_telling(round: &Round, op: Op, at_ns: u64) -> Telling {

@@ -8,6 +8,7 @@ pub mod cri;
 pub mod discover;
 pub mod docker;
 mod endpoint;
+mod first_list;
 pub mod kubernetes;
 mod lenient;
 mod probe;
@@ -219,14 +220,11 @@ pub trait RuntimeClient: Send + Sync + 'static {
         kind: ContainerKind,
     ) -> Result<Inspection, RuntimeError>;
 
-    /// Tells of containers that run what their list rows and one call more say, pid and all, without asking about
-    /// each: state, names, image, pod, labels, but not when it started, nor its PID mode. What is not in the answer
-    /// is to be inspected; a runtime that has no such call answers with nothing.
-    ///
-    /// # Errors
-    /// When the call fails.
-    async fn sketch(&self, _ids: &BTreeSet<ContainerId>) -> Result<Vec<Container>, RuntimeError> {
-        Ok(Vec::new())
+    /// Tells of containers that run what the rows of the first list say, without asking anything: state, names,
+    /// image, pod, labels, but neither a pid, nor when it started, nor its PID mode. What is not in the answer is to
+    /// be inspected; there is one answer for each connection.
+    fn sketch(&self, _ids: &BTreeSet<ContainerId>) -> Vec<Container> {
+        Vec::new()
     }
 
     /// Subscribes to the runtime's events. When this returns, what happens from now on is in the stream.

@@ -19,13 +19,13 @@ use crate::backoff::Backoff;
 use crate::collector::ObservationSender;
 use crate::model::message::RuntimeSource;
 use crate::model::{Container, ContainerId, ContainerKind, RuntimeEvent, SourceId, State};
-use crate::procfs::ProcessTable;
+use crate::procfs::{Inits, ProcessTable};
 use crate::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
 use crate::telemetry;
 
 /// Inspects that are under way at one runtime at once: never one after another, never all at once.
 const INSPECTS_MAX: usize = 8;
-/// From how many containers on sketches are worth a call of their own.
+/// From how many containers on sketches are worth a look at all processes.
 const SKETCHES_MIN: usize = 8;
 /// Waits between looks at a container whose process is another's by its cgroup. dockerd and containerd notice the end of a
 /// process within some 10 ms, and later on a machine that is busy.
@@ -222,11 +222,8 @@ impl Watcher {
             },
             streaming: stream.is_some(),
         };
-        if !self.context.observations.send(up).await {
-            return SessionEnd::Stopped;
-        }
         let mut tasks = JoinSet::new();
-        let end = self.serve(&client, stream, requests, &mut tasks).await;
+        let end = self.serve(&client, stream, up, requests, &mut tasks).await;
         tasks.shutdown().await;
         client.close().await;
         self.tell_down().await;
@@ -256,10 +253,14 @@ impl Watcher {
         }
     }
 
+    /// Tells that the runtime is `up`, then what its stream says, and answers requests. Where the collector's queue has
+    /// no room for `up`, the stream is read all the same: those events are dropped, and the list that `up` causes
+    /// shows what they told.
     async fn serve(
         &self,
         client: &Arc<dyn RuntimeClient>,
         mut stream: Option<EventStream>,
+        up: Observation,
         requests: &mut mpsc::UnboundedReceiver<Request>,
         tasks: &mut JoinSet<()>,
     ) -> SessionEnd {
@@ -271,13 +272,26 @@ impl Watcher {
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let stream_retry = tokio::time::sleep(STREAM_RETRY);
         tokio::pin!(stream_retry);
+        let telling_up = self.context.observations.send(up);
+        tokio::pin!(telling_up);
+        let mut is_up_told = false;
         let is_polling = stream.is_none();
         let mut has_gap = false;
         loop {
             tokio::select! {
                 biased;
                 () = self.context.stop.cancelled() => return SessionEnd::Stopped,
+                is_taken = &mut telling_up, if !is_up_told => {
+                    if !is_taken {
+                        return SessionEnd::Stopped;
+                    }
+                    is_up_told = true;
+                }
                 event = next_event(&mut stream) => match event {
+                    Some(Ok(_) | Err(RuntimeError::Malformed { .. })) if !is_up_told => {
+                        self.figures.events.fetch_add(1, Ordering::Relaxed);
+                        self.figures.dropped.fetch_add(1, Ordering::Relaxed);
+                    }
                     Some(Ok(event)) => self.pass_on(named(event, client.info()), &mut has_gap),
                     Some(Err(error @ RuntimeError::Malformed { .. })) => {
                         tracing::warn!(
@@ -446,23 +460,11 @@ impl Job {
         result
     }
 
-    /// Sketches as many containers as the runtime can tell together, and inspects the others.
+    /// Sketches the containers whose list rows and processes tell enough, and inspects the others.
     async fn sketch(self, mut wanted: Vec<(ContainerId, ContainerKind)>, inspects: Arc<Semaphore>) {
         if wanted.len() >= SKETCHES_MIN {
-            self.figures.calls.fetch_add(1, Ordering::Relaxed);
             let ids = wanted.iter().map(|(id, _)| id.clone()).collect();
-            let sketched = self.client.sketch(&ids).await.unwrap_or_else(|error| {
-                let error = telemetry::chain(&error);
-                tracing::debug!(source = %self.source, error, "no sketches; each is inspected");
-                Vec::new()
-            });
-            let mut told = BTreeSet::new();
-            for container in sketched {
-                let id = container.id.clone();
-                if self.tell_sketch(Box::new(container)).await {
-                    told.insert(id);
-                }
-            }
+            let told = self.tell_sketches(self.client.sketch(&ids)).await;
             wanted.retain(|(id, _)| !told.contains(id));
         }
         let asking = wanted.into_iter().map(|(id, kind)| {
@@ -478,32 +480,42 @@ impl Job {
             .await;
     }
 
-    /// Tells a sketch whose process is there and whose cgroup names the container; `false` where it is not.
-    async fn tell_sketch(&self, container: Box<Container>) -> bool {
-        let Some(pid) = live_pid(&container) else {
-            return false;
+    /// Tells the sketches whose init process is plain to see; gives the ids of those.
+    async fn tell_sketches(&self, sketches: Vec<Container>) -> BTreeSet<ContainerId> {
+        let mut told = BTreeSet::new();
+        let ids: BTreeSet<_> = sketches.iter().map(|sketch| sketch.id.clone()).collect();
+        if ids.is_empty() {
+            return told;
+        }
+        let (processes, uid) = (
+            Arc::clone(&self.context.processes),
+            self.client.info().peer_uid,
+        );
+        let finding = tokio::task::spawn_blocking(move || Inits::find(&processes, &ids, uid));
+        let Ok(mut inits) = finding.await else {
+            return told;
         };
-        let process = match self.read(pid) {
-            ProcessReading::Alive(process) if process.cgroup.contains(container.id.as_str()) => {
-                process
+        for mut container in sketches {
+            let Some(process) = inits.take(&container.id) else {
+                continue;
+            };
+            container.pid = Some(process.pid);
+            let sketched = Observation::Inspected {
+                source: self.source.clone(),
+                id: container.id.clone(),
+                outcome: InspectOutcome::Sketched {
+                    process: ProcessReading::Alive(Box::new(process)),
+                    container: Box::new(container),
+                },
+            };
+            if let Observation::Inspected { id, .. } = &sketched {
+                told.insert(id.clone());
             }
-            ProcessReading::Alive(process) => {
-                if let Some(fd) = process.fd {
-                    self.context.processes.fds().release(fd);
-                }
-                return false;
+            if !self.context.observations.send(sketched).await {
+                break;
             }
-            ProcessReading::Dead | ProcessReading::Denied => return false,
-        };
-        let sketched = Observation::Inspected {
-            source: self.source.clone(),
-            id: container.id.clone(),
-            outcome: InspectOutcome::Sketched {
-                container,
-                process: ProcessReading::Alive(process),
-            },
-        };
-        self.context.observations.send(sketched).await
+        }
+        told
     }
 
     async fn inspect(self, id: ContainerId, kind: ContainerKind) {
@@ -684,3 +696,7 @@ pub(crate) fn now_ms() -> u64 {
         .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 
 use quaymaster::model::message::{Op, Origin, RuntimeSource};
 use quaymaster::model::{Container, EventKind, RuntimeType, SourceId, State};
-use quaymaster::reconcile::{Effect, InspectOutcome, ListOutcome, Observation, ProcessReading};
+use quaymaster::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
 
 use crate::script::*;
 
@@ -331,86 +331,6 @@ fn a_failed_or_partial_list_deletes_nothing() {
 
         assert!(script.ops().is_empty());
     }
-}
-
-#[test]
-fn a_sketch_is_told_at_once_and_filled_once_before_the_opening_ends() {
-    let mut script = Script::new();
-    script.up(&cri());
-    let whole = of_cri(running(1, 100, 10));
-    let sketch = Container {
-        started_at_ns: None,
-        ..whole.clone()
-    };
-    let asked = script.list(&cri(), vec![row_of(&whole, 7)]);
-    assert!(asked.iter().any(|effect| matches!(
-        effect,
-        Effect::Inspect {
-            may_sketch: true,
-            ..
-        }
-    )));
-
-    let asked = script.tell(Observation::Inspected {
-        source: cri(),
-        id: id(1),
-        outcome: InspectOutcome::Sketched {
-            container: Box::new(sketch),
-            process: ProcessReading::Alive(Box::new(process(100, 500))),
-        },
-    });
-    assert_eq!(script.ops(), ["epoch", "snapshot"]);
-    assert_eq!(script.field(Op::Snapshot, "pns"), "pid:[500]");
-    assert_eq!(script.field(Op::Snapshot, "started_at_ms"), "");
-    assert_eq!(script.mappings().len(), 1);
-    assert!(asked.iter().any(|effect| matches!(
-        effect,
-        Effect::Inspect {
-            may_sketch: false,
-            ..
-        }
-    )));
-
-    script.found(&cri(), whole, alive(process(100, 500)));
-    assert_eq!(
-        script.ops(),
-        ["epoch", "snapshot", "update", "snapshot_end"]
-    );
-    assert_eq!(script.delta(Op::Update).changed.len(), 1);
-    assert_eq!(script.before(Op::Update, "started_at_ms"), "");
-    assert_eq!(
-        script.field(Op::Update, "started_at_ms"),
-        (T0_MS + 10).to_string()
-    );
-    assert_eq!(script.mappings().len(), 1, "the mapping stays as it is");
-
-    let again = of_cri(running(1, 100, 10));
-    let asked = script.list(&cri(), vec![row_of(&again, 7)]);
-    assert!(inspected(&asked).is_empty(), "the row is known");
-}
-
-#[test]
-fn a_sketch_that_was_killed_before_it_was_filled_is_filled_after_the_restart() {
-    let mut script = Script::new();
-    script.up(&cri());
-    let whole = of_cri(running(1, 100, 10));
-    script.list(&cri(), vec![row_of(&whole, 7)]);
-    script.tell(Observation::Inspected {
-        source: cri(),
-        id: id(1),
-        outcome: InspectOutcome::Sketched {
-            container: Box::new(Container {
-                started_at_ns: None,
-                ..whole.clone()
-            }),
-            process: ProcessReading::Alive(Box::new(process(100, 500))),
-        },
-    });
-
-    script.restart("boot-1");
-    script.up(&cri());
-    let asked = script.list(&cri(), vec![row_of(&whole, 7)]);
-    assert_eq!(inspected(&asked), [id(1)]);
 }
 
 #[test]

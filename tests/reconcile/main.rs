@@ -2,8 +2,8 @@
 //! are handed out again, runtimes that answer late, lose events and fail, and a bus that acknowledges later.
 //!
 //! `world.rs` is the truth, `shell.rs` answers effects as the collector does, `check.rs` holds the invariants by
-//! name, `histories.rs` generates, `cases.rs` and `lists.rs` and `mappings.rs` are the cases of the contract
-//! written out, `speed.rs` measures, `purity.rs` reads the source.
+//! name, `histories.rs` generates, `cases.rs`, `lists.rs`, `mappings.rs` and `sketches.rs` are the cases of the
+//! contract written out, `speed.rs` measures, `purity.rs` reads the source.
 
 mod cases;
 mod check;
@@ -13,5 +13,6 @@ mod mappings;
 mod purity;
 mod script;
 mod shell;
+mod sketches;
 mod speed;
 mod world;

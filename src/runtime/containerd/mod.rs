@@ -12,7 +12,7 @@ mod client;
 mod fuzz;
 mod hints;
 mod normalise;
-pub mod tasks;
+mod tasks;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -6,7 +6,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::proto::tasks::tasks_client::TasksClient;
-use super::proto::tasks::{GetRequest, ListTasksRequest, Process, Status as TaskStatus};
+use super::proto::tasks::{GetRequest, ListTasksRequest, Process};
 use super::{in_namespace, utf8};
 
 /// Longest list that is taken, as of CRI.
@@ -16,7 +16,10 @@ const LIST_BYTES_MAX: usize = crate::runtime::MESSAGE_BYTES_MAX;
 ///
 /// # Errors
 /// What the server says; [`Code::Unimplemented`] where it is no containerd.
-pub async fn list(channel: Channel, namespace: &str) -> Result<HashMap<String, Process>, Status> {
+pub(super) async fn list(
+    channel: Channel,
+    namespace: &str,
+) -> Result<HashMap<String, Process>, Status> {
     let mut calls = TasksClient::new(channel).max_decoding_message_size(LIST_BYTES_MAX);
     let request = in_namespace(ListTasksRequest {}, namespace)?;
     let tasks = calls.list(request).await?.into_inner().tasks;
@@ -38,16 +41,5 @@ pub(super) async fn get(
         Ok(answer) => Ok(answer.into_inner().process),
         Err(status) if status.code() == Code::NotFound => Ok(None),
         Err(status) => Err(status),
-    }
-}
-
-impl Process {
-    /// The pid, while the process lives and has begun.
-    pub fn live_pid(&self) -> Option<u32> {
-        let is_live = match TaskStatus::try_from(self.status) {
-            Ok(TaskStatus::Running | TaskStatus::Paused | TaskStatus::Pausing) => true,
-            Ok(TaskStatus::Unknown | TaskStatus::Created | TaskStatus::Stopped) | Err(_) => false,
-        };
-        (is_live && self.pid != 0).then_some(self.pid)
     }
 }

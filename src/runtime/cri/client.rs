@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,11 +19,11 @@ use super::pods::{ListFacts, Pods};
 use super::proto::runtime_service_client::RuntimeServiceClient;
 use super::proto::{
     self, ContainerStatus, ContainerStatusRequest, ExecSyncRequest, GetEventsRequest,
-    ListContainersRequest, ListContainersResponse, ListPodSandboxRequest, PodSandboxStatusRequest,
+    ListContainersRequest, ListPodSandboxRequest, PodSandboxStatusRequest,
     PodSandboxStatusResponse, VersionRequest,
 };
 use crate::model::{Container, ContainerId, ContainerKind, Pod};
-use crate::runtime::containerd::{CRI_NAMESPACE, tasks};
+use crate::runtime::first_list::FirstList;
 use crate::runtime::probe::Probe;
 use crate::runtime::text;
 use crate::runtime::{
@@ -38,9 +38,6 @@ const KUBELET_API_VERSION: &str = "0.1.0";
 /// it counts as accepted. A refusal comes at once; an acceptance says nothing until the first event.
 const SUBSCRIBE_SETTLE: Duration = Duration::from_millis(50);
 
-/// Time for containerd's list of tasks, which asks every shim: each that hangs takes 2 s (containerd, `stateTimeout`).
-const SKETCH_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// Longest part of a server's error message that is kept, in characters.
 const SERVER_MESSAGE_CHARS_MAX: usize = 256;
 
@@ -51,19 +48,15 @@ pub(super) struct CriClient {
     runtime: Runtime,
     uri: String,
     pods: Arc<Pods>,
-    channel: Channel,
-    /// The containers of the first list, for [`RuntimeClient::sketch`]: only at the beginning is much unknown.
-    first_list: Mutex<FirstList>,
+    first_list: FirstList<SketchRow>,
     options: Options,
 }
 
-/// Whether the first list has been made, and its rows until they are used or the next list is made.
-#[derive(Debug, Default)]
-enum FirstList {
-    #[default]
-    Awaited,
-    Kept(Vec<proto::Container>),
-    Over,
+/// A row of the list, as [`RuntimeClient::sketch`] needs it.
+#[derive(Debug)]
+enum SketchRow {
+    Container(proto::Container),
+    Sandbox(proto::PodSandbox),
 }
 
 /// Asks for the version. The caller limits the time.
@@ -87,8 +80,8 @@ pub(in crate::runtime) async fn connect(
     // The authority is of no meaning on a unix socket; grpc-go wants it to be well formed.
     let channel = tonic::transport::Endpoint::from_static("http://localhost")
         .connect_with_connector_lazy(connector);
-    let mut calls = RuntimeServiceClient::new(channel.clone())
-        .max_decoding_message_size(options.message_bytes_max);
+    let mut calls =
+        RuntimeServiceClient::new(channel).max_decoding_message_size(options.message_bytes_max);
 
     let version = calls
         .version(version_request())
@@ -119,8 +112,7 @@ pub(in crate::runtime) async fn connect(
         runtime,
         uri,
         pods: Arc::default(),
-        channel,
-        first_list: Mutex::default(),
+        first_list: FirstList::default(),
         options: options.clone(),
     }))
 }
@@ -176,32 +168,34 @@ impl RuntimeClient for CriClient {
             .within(request, self.options.request_timeout, both)
             .await?
             .map_err(|status| self.failed(request, &status))?;
-        let containers = containers.into_inner();
-        self.keep_first_list(&containers);
-        let (listing, known) = normalise::listing(sandboxes.into_inner(), containers);
+        let (sandboxes, containers) = (sandboxes.into_inner(), containers.into_inner());
+        if self.is_containerd() {
+            self.first_list.keep(|| {
+                let sandboxes = sandboxes.items.iter().cloned().map(SketchRow::Sandbox);
+                let containers = containers.containers.iter().cloned();
+                sandboxes
+                    .chain(containers.map(SketchRow::Container))
+                    .collect()
+            });
+        }
+        let (listing, known) = normalise::listing(sandboxes, containers);
         self.pods.replace(known);
         Ok(listing)
     }
 
-    /// containerd tells all pids in one call of its own API, on the same socket.
-    async fn sketch(&self, ids: &BTreeSet<ContainerId>) -> Result<Vec<Container>, RuntimeError> {
-        let request = "tasks";
-        let FirstList::Kept(rows) = self.replace_first_list(FirstList::Over) else {
-            return Ok(Vec::new());
-        };
-        let tasks = tasks::list(self.channel.clone(), CRI_NAMESPACE);
-        let pids = self
-            .within(request, SKETCH_TIMEOUT, tasks)
-            .await?
-            .map_err(|status| self.failed(request, &status))?;
-        let sketch = |row: proto::Container| {
-            let id = normalise::id(&row.id).filter(|id| ids.contains(id))?;
-            let pid = pids.get(id.as_str())?.live_pid()?;
-            let sandbox = normalise::id(&row.pod_sandbox_id);
-            let pod = sandbox.and_then(|sandbox| self.pods.pod_of_sandbox(&sandbox));
-            normalise::sketch(row, pid, pod.as_deref(), &self.runtime)
-        };
-        Ok(rows.into_iter().filter_map(sketch).collect())
+    fn sketch(&self, ids: &BTreeSet<ContainerId>) -> Vec<Container> {
+        let rows = self.first_list.take().into_iter();
+        let sketched = rows.filter_map(|row| match row {
+            SketchRow::Container(row) => {
+                let sandbox = normalise::id(&row.pod_sandbox_id);
+                let pod = sandbox.and_then(|sandbox| self.pods.pod_of_sandbox(&sandbox));
+                normalise::sketch(row, pod.as_deref(), &self.runtime)
+            }
+            SketchRow::Sandbox(row) => normalise::sandbox_sketch(row, &self.runtime),
+        });
+        sketched
+            .filter(|container| ids.contains(&container.id))
+            .collect()
     }
 
     async fn inspect(
@@ -386,21 +380,6 @@ impl CriClient {
 
     fn is_containerd(&self) -> bool {
         &*self.runtime.name == "containerd"
-    }
-
-    fn keep_first_list(&self, containers: &ListContainersResponse) {
-        let is_first = matches!(self.replace_first_list(FirstList::Over), FirstList::Awaited);
-        if is_first && self.is_containerd() {
-            self.replace_first_list(FirstList::Kept(containers.containers.clone()));
-        }
-    }
-
-    fn replace_first_list(&self, with: FirstList) -> FirstList {
-        let mut kept = self
-            .first_list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut kept, with)
     }
 
     async fn within<T>(

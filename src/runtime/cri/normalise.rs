@@ -158,20 +158,15 @@ pub(super) fn container(
     })
 }
 
-/// A container that runs, as its list row and its pid tell it.
+/// A container that runs, as its list row tells it.
 pub(super) fn sketch(
     row: proto::Container,
-    pid: u32,
     pod: Option<&Pod>,
     runtime: &Runtime,
 ) -> Option<Container> {
     let facts = ListFacts {
         sandbox_id: id(&row.pod_sandbox_id),
         ..ListFacts::default()
-    };
-    let info = Info {
-        pid: Some(pid),
-        ..Info::default()
     };
     let status = ContainerStatus {
         id: row.id,
@@ -184,8 +179,22 @@ pub(super) fn sketch(
         labels: row.labels,
         ..ContainerStatus::default()
     };
-    let container = container(&status, info, &facts, pod, runtime)?;
+    let container = container(&status, Info::default(), &facts, pod, runtime)?;
     (container.state == State::Running).then_some(container)
+}
+
+/// A sandbox that is ready, as its list row tells it.
+pub(super) fn sandbox_sketch(row: proto::PodSandbox, runtime: &Runtime) -> Option<Container> {
+    let status = PodSandboxStatus {
+        id: row.id,
+        metadata: row.metadata,
+        state: row.state,
+        created_at: row.created_at,
+        labels: row.labels,
+        ..PodSandboxStatus::default()
+    };
+    let sandbox = sandbox(&status, Info::default(), runtime)?;
+    (sandbox.state == State::Running).then_some(sandbox)
 }
 
 /// One sandbox.

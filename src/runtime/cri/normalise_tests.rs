@@ -349,3 +349,30 @@ fn the_order_of_labels_changes_no_fingerprint() {
         row(&[("a", "1"), ("b", "2")], ContainerState::ContainerExited)
     );
 }
+
+#[test]
+fn a_sandbox_that_is_ready_can_be_sketched() {
+    let row = |state: PodSandboxState| PodSandbox {
+        id: SANDBOX_ID.into(),
+        metadata: Some(PodSandboxMetadata {
+            name: "web-0".into(),
+            uid: "u-1".into(),
+            namespace: "shop".into(),
+            attempt: 1,
+        }),
+        state: state.into(),
+        created_at: 10,
+        labels: entries(&[("app", "shop")]),
+    };
+    let status = PodSandboxStatus {
+        labels: entries(&[("app", "shop")]),
+        linux: None,
+        ..sandbox_status(PodSandboxState::SandboxReady, NamespaceMode::Pod)
+    };
+    let whole = sandbox(&status, Info::default(), &runtime());
+    let sketch = sandbox_sketch(row(PodSandboxState::SandboxReady), &runtime());
+    assert!(sketch.is_some());
+    assert_eq!(sketch, whole);
+    let ended = sandbox_sketch(row(PodSandboxState::SandboxNotready), &runtime());
+    assert_eq!(ended, None);
+}

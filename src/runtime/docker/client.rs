@@ -1,5 +1,6 @@
 //! The I/O: requests, time limits, and what an HTTP status means.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +16,8 @@ use super::exit_labels::ExitLabels;
 use super::http::{BoxError, Http, ServerSaid, read_whole};
 use super::wire::{Details, ExecDetails, Row, Version};
 use super::{events, http, normalise};
-use crate::model::{ContainerId, ContainerKind};
+use crate::model::{Container, ContainerId, ContainerKind};
+use crate::runtime::first_list::FirstList;
 use crate::runtime::lenient::Lenient;
 use crate::runtime::probe::Probe;
 use crate::runtime::text;
@@ -49,6 +51,7 @@ pub(super) struct DockerClient {
     /// `/v1.41`
     prefix: String,
     exit_labels: Arc<ExitLabels>,
+    first_list: FirstList<Container>,
     options: Options,
 }
 
@@ -107,6 +110,7 @@ pub(in crate::runtime) async fn connect(
         uri,
         prefix: format!("/v{major}.{minor}"),
         exit_labels: Arc::default(),
+        first_list: FirstList::default(),
         options: options.clone(),
     }))
 }
@@ -134,7 +138,21 @@ impl RuntimeClient for DockerClient {
         let rows: Vec<Lenient<Row>> = self.parse(request, &body)?;
         self.exit_labels
             .add(normalise::labelled_as_exit_code(&rows));
+        if !self.is_podman() {
+            self.first_list.keep(|| {
+                let rows = rows.iter().filter_map(|row| row.0.as_ref());
+                let sketch = |row| normalise::sketch(row, &self.info.name, &self.info.version);
+                rows.filter_map(sketch).collect()
+            });
+        }
         Ok(normalise::listing(rows))
+    }
+
+    fn sketch(&self, ids: &BTreeSet<ContainerId>) -> Vec<Container> {
+        let sketched = self.first_list.take().into_iter();
+        sketched
+            .filter(|container| ids.contains(&container.id))
+            .collect()
     }
 
     async fn inspect(

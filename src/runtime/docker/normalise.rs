@@ -90,6 +90,44 @@ fn list_row(row: Row) -> Option<ListRow> {
     })
 }
 
+/// A container that runs, as its list row tells it; `None` where the row does not say what an inspect would: the name
+/// of an image whose tag has moved is an id there.
+pub(super) fn sketch(
+    row: &Row,
+    runtime_name: &Arc<str>,
+    runtime_version: &Arc<str>,
+) -> Option<Container> {
+    let id = ContainerId::parse(row.id.text())?;
+    let state = state(row.state.text());
+    let image_name = row.image.text();
+    let is_tag_moved = text::is_bare_sha256(text::bare_digest(image_name))
+        || row.image_id.text().contains(image_name);
+    if !state.is_live() || is_tag_moved {
+        return None;
+    }
+    // Names of links have the name of the container that has the link before them.
+    let names = row.names.0.as_deref().unwrap_or_default();
+    let own_name = names
+        .iter()
+        .find(|name| !name.trim_start_matches('/').contains('/'))?;
+    let labels = row.labels.0.clone().unwrap_or_default();
+    let created_at_s = row
+        .created
+        .0
+        .and_then(|seconds| u64::try_from(seconds).ok());
+    Some(Container {
+        kind: kind(labels.get(KUBERNETES_TYPE_LABEL)),
+        runtime_name: Arc::clone(runtime_name),
+        runtime_version: Arc::clone(runtime_version),
+        state,
+        image_id: text::bounded(text::bare_digest(row.image_id.text())),
+        created_at_ns: created_at_s.unwrap_or(0).saturating_mul(1_000_000_000),
+        pod: pod(&labels),
+        labels: text::bounded_labels(labels.0),
+        ..bare(&id, name(own_name), image_name)
+    })
+}
+
 /// The part of `Exited (137) 5 minutes ago` that time does not change; nothing of `Up 5 minutes (healthy)`.
 fn lasting_status(status: &str) -> &str {
     match status.split_once(')') {
@@ -245,11 +283,19 @@ pub(super) fn event(event: &Event) -> Result<Option<RuntimeEvent>, &'static str>
 /// What the event of its creation says of a container, for one that is gone before it can be inspected. Which
 /// labels it has cannot be told: an event's attributes mix them with its own.
 fn facts(id: &ContainerId, kind: ContainerKind, at_ns: u64, said: &Attributes) -> Container {
-    let image_name = said.image.text();
+    Container {
+        kind,
+        created_at_ns: at_ns,
+        ..bare(id, name(said.name.text()), said.image.text())
+    }
+}
+
+/// A container of which only its names are known.
+fn bare(id: &ContainerId, name: String, image_name: &str) -> Container {
     Container {
         id: id.clone(),
-        name: name(said.name.text()),
-        kind,
+        name,
+        kind: ContainerKind::Container,
         runtime: RuntimeType::Docker,
         runtime_name: "".into(),
         runtime_version: "".into(),
@@ -258,7 +304,7 @@ fn facts(id: &ContainerId, kind: ContainerKind, at_ns: u64, said: &Attributes) -
         image_name: text::bounded(text::bare_digest(image_name)),
         image_digest: text::bounded(repository_digest(image_name)),
         pid: None,
-        created_at_ns: at_ns,
+        created_at_ns: 0,
         started_at_ns: None,
         finished_at_ns: None,
         exit_code: None,

@@ -293,3 +293,59 @@ fn an_event_without_nanoseconds_has_its_seconds() {
     let text = format!(r#"{{"Type":"container","Action":"start","Actor":{{"ID":"{ID}"}}}}"#);
     assert_eq!(event_of(&text).map(|event| event.at_ns), Some(0));
 }
+
+#[test]
+fn a_sketch_says_of_a_container_that_runs_what_its_inspect_would() {
+    let rows: Vec<Lenient<Row>> =
+        serde_json::from_str(include_str!("fixtures/docker-28-list.json")).expect("it is JSON");
+    let whole = read(include_str!("fixtures/docker-28-running.json"));
+    let sketches: Vec<_> = rows
+        .iter()
+        .filter_map(|row| sketch(row.0.as_ref()?, &"docker".into(), &"28.5.2".into()))
+        .collect();
+    assert!(sketches.iter().all(|sketch| sketch.state.is_live()));
+    let sketch = sketches.iter().find(|sketch| sketch.id == whole.id);
+    let sketch = sketch.expect("it is in the list and runs");
+    let filled = Container {
+        pid: whole.pid,
+        created_at_ns: whole.created_at_ns,
+        started_at_ns: whole.started_at_ns,
+        oom_killed: whole.oom_killed,
+        restart_count: whole.restart_count,
+        pid_mode: whole.pid_mode.clone(),
+        privileged: whole.privileged,
+        ..sketch.clone()
+    };
+    assert_eq!(filled, whole, "the rest is what only an inspect tells");
+    assert_eq!(
+        sketch.created_at_ns / 1_000_000_000,
+        whole.created_at_ns / 1_000_000_000
+    );
+}
+
+#[test]
+fn a_row_that_would_tell_something_else_than_the_inspect_is_no_sketch() {
+    let digest = "21f66f01bb01504f7520bdbd2310e41f2575bd50376494d40c0d392b7e39719c";
+    let sketch_of = |state: &str, names: &Value, image: &str| {
+        let row = json!({"Id": ID, "Names": names, "Image": image, "State": state,
+            "ImageID": format!("sha256:{digest}"), "Created": 10});
+        let row: Row = serde_json::from_value(row).expect("it is a row");
+        sketch(&row, &"docker".into(), &"28.5.2".into())
+    };
+    let linked = sketch_of("running", &json!(["/app/db", "/db"]), "nginx").expect("it runs");
+    assert_eq!(linked.name, "db");
+    let paused = sketch_of("paused", &json!(["/db"]), "nginx").expect("its process lives");
+    assert_eq!(paused.state, State::Paused);
+    for (state, names, image) in [
+        ("exited", json!(["/db"]), "nginx"),
+        ("restarting", json!(["/db"]), "nginx"),
+        ("running", json!([]), "nginx"),
+        ("running", json!(["/app/db"]), "nginx"),
+        ("running", json!(["/db"]), &*format!("sha256:{digest}")),
+        ("running", json!(["/db"]), &digest[..12]),
+        ("running", json!(["/db"]), ""),
+    ] {
+        let sketch = sketch_of(state, &names, image);
+        assert_eq!(sketch, None, "{state} {names} {image}");
+    }
+}
