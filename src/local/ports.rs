@@ -34,7 +34,8 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    const ALL: [Self; 4] = [Self::Tcp, Self::Tcp6, Self::Udp, Self::Udp6];
+    /// All of them.
+    pub(crate) const ALL: [Self; 4] = [Self::Tcp, Self::Tcp6, Self::Udp, Self::Udp6];
 
     /// The table's name.
     pub fn as_str(self) -> &'static str {

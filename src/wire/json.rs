@@ -7,13 +7,15 @@ use std::sync::Arc;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 
+#[cfg(test)]
+use super::schema;
 use super::{Host, RECORD_DATA_TYPE, SCHEMA_VERSION};
 use crate::model::message::{Delta, Mapping, Member};
 use crate::model::record::{Fields, pns_text};
 use crate::outbox::Gap;
 
 /// A container's fields with those of the host and the message, all of them text.
-struct RecordFields<'a> {
+pub(super) struct RecordFields<'a> {
     host: &'a Host,
     fields: &'a Fields,
     package_seq: u64,
@@ -38,12 +40,35 @@ impl Serialize for RecordFields<'_> {
     }
 }
 
+#[cfg(test)]
+impl schemars::JsonSchema for RecordFields<'_> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        schema::RecordFields::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schema::RecordFields::json_schema(generator)
+    }
+}
+
 /// A number as text.
 pub(super) struct Text(pub(super) u64);
 
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&self.0)
+    }
+}
+
+/// A number as text, `""` where it is not known.
+pub(super) struct TextIfKnown(pub(super) Option<u64>);
+
+impl Serialize for TextIfKnown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Some(number) => Text(number).serialize(serializer),
+            None => serializer.serialize_str(""),
+        }
     }
 }
 
@@ -63,80 +88,164 @@ impl Serialize for Changed<'_> {
     }
 }
 
+/// Who told it.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(inline))]
 struct SourceJson<'a> {
+    #[cfg_attr(test, schemars(with = "schema::Runtime"))]
     runtime: &'a str,
+    /// docker, podman, containerd, cri-o.
     runtime_name: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::Socket"))]
     endpoint: &'a str,
+    /// Whether an event told it, or comparing lists.
+    #[cfg_attr(test, schemars(with = "schema::OriginWord"))]
     origin: &'a str,
+    /// The runtime's own time, in unix nanoseconds; 0 where there is none.
+    #[cfg_attr(test, schemars(with = "schema::Digits"))]
     event_ts_ns: Text,
 }
 
+/// One change of one host's containers. Key: the host id. Topic: quaymaster.deltas.
 #[derive(Serialize)]
-struct DeltaJson<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(
+    title = "Delta",
+    extend("$id" = "urn:quaymaster:schema:delta:v1", "allOf" = schema::rules_of_deltas())
+))]
+pub(super) struct DeltaJson<'a> {
+    #[cfg_attr(test, schemars(with = "schema::Version"))]
     schema_version: u32,
+    /// What happened; a later release may have others: ignore them.
+    #[cfg_attr(test, schemars(with = "schema::OpWord"))]
     op: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::HostId"))]
     host_id: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::HostName"))]
     host_name: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::BootId"))]
     boot_id: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::Epoch"))]
     epoch: &'a str,
+    /// The epoch before, of an `epoch`, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "schema::NonEmpty"))]
     previous_epoch: Option<&'a str>,
+    /// The first of the deltas that are lost, of a `gap`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "schema::Positive"))]
     seq_from: Option<u64>,
+    /// The delta's number in its epoch; of a `gap` the last that is lost.
+    #[cfg_attr(test, schemars(with = "schema::Positive"))]
     seq: u64,
+    /// When, in unix milliseconds.
     ts_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "SourceJson<'_>"))]
     source: Option<SourceJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "RecordFields<'_>"))]
     container: Option<RecordFields<'a>>,
+    /// The names of the fields that changed.
+    #[cfg_attr(test, schemars(with = "schema::Changed"))]
     changed: Changed<'a>,
+    /// Their earlier values.
+    #[cfg_attr(test, schemars(with = "schema::Before"))]
     before: Before<'a>,
+    /// Why, where the runtime tells; of a `gap`: overflow, quarantine, bus_lost_data.
     reason: &'a str,
 }
 
+/// The full state of one container (Elkeid's data type 5056). Key: host id and container id. Topic: quaymaster.records;
+/// a tombstone follows the container's delete.
 #[derive(Serialize)]
-struct RecordJson<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(title = "Record", extend("$id" = "urn:quaymaster:schema:record:v1")))]
+pub(super) struct RecordJson<'a> {
+    #[cfg_attr(test, schemars(with = "schema::Version"))]
     schema_version: u32,
+    #[cfg_attr(test, schemars(extend("const" = RECORD_DATA_TYPE)))]
     data_type: u32,
+    /// When it was put, in unix seconds.
     timestamp: u64,
+    #[cfg_attr(test, schemars(with = "schema::Expiry"))]
     expires_at_ms: u64,
     fields: RecordFields<'a>,
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(inline))]
 struct MemberJson<'a> {
+    #[cfg_attr(test, schemars(with = "schema::NonEmpty"))]
     container_id: &'a str,
     container_name: &'a str,
+    /// Its image's name.
+    // Mappings of before it was there are on the bus still.
+    #[cfg_attr(test, schemars(skip_serializing_if = "str::is_empty"))]
     image_name: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::KindWord"))]
     kind: &'a str,
+    /// Its init process, in the host's PID namespace.
+    #[cfg_attr(test, schemars(with = "schema::Positive"))]
     pid: u32,
+    /// The number of its mount namespace; 0 where it could not be read.
     mnt_ns: u64,
+    /// The path of its cgroup.
     cgroup: &'a str,
 }
 
+/// One PID namespace and its containers. Key: host id and namespace number. Topic: quaymaster.pns; a tombstone follows
+/// some minutes after the namespace's end.
 #[derive(Serialize)]
-struct MappingJson<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(
+    title = "Mapping",
+    extend("$id" = "urn:quaymaster:schema:mapping:v1", "allOf" = schema::rules_of_mappings())
+))]
+pub(super) struct MappingJson<'a> {
+    #[cfg_attr(test, schemars(with = "schema::Version"))]
     schema_version: u32,
+    #[cfg_attr(test, schemars(with = "schema::HostId"))]
     host_id: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::BootId"))]
     boot_id: &'a str,
+    /// The namespace's link.
+    #[cfg_attr(test, schemars(with = "schema::Pns"))]
     pns: String,
+    /// The number in it.
+    #[cfg_attr(test, schemars(with = "schema::Positive"))]
     pns_inode: u64,
+    /// The kernel's 64-bit id of it, never reused, where it has one.
+    #[cfg_attr(test, schemars(with = "schema::DigitsIfKnown"))]
     pns_id: String,
+    /// The container whose init process is pid 1 inside.
+    #[cfg_attr(test, schemars(with = "schema::NonEmpty"))]
     container_id: &'a str,
     container_name: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::Runtime"))]
     runtime: &'a str,
     image_name: &'a str,
     pod_name: &'a str,
     pod_namespace: &'a str,
     pod_uid: &'a str,
+    /// Its init process, in the host's PID namespace.
+    #[cfg_attr(test, schemars(with = "schema::Positive"))]
     pid: u32,
+    /// When the namespace began, in unix milliseconds.
     valid_from_ms: u64,
+    /// When it ended, in unix milliseconds; null while it lives.
     valid_to_ms: Option<u64>,
+    #[cfg_attr(test, schemars(with = "schema::Expiry"))]
     expires_at_ms: u64,
+    /// Whether it has more than one member.
     shared: bool,
+    #[cfg_attr(test, schemars(length(min = 1)))]
     members: Vec<MemberJson<'a>>,
+    #[cfg_attr(test, schemars(with = "schema::Epoch"))]
     epoch: &'a str,
+    /// The newest delta when this was put.
     seq: u64,
 }
 

@@ -6,6 +6,8 @@
 pub mod encoding;
 pub mod json;
 pub mod local;
+#[cfg(test)]
+mod schema;
 mod status;
 
 use std::fmt::Write as _;

@@ -5,18 +5,23 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+#[cfg(test)]
+use super::schema;
 use super::{Host, SCHEMA_VERSION, json};
 
 /// One runtime, as the status tells it.
 #[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(inline))]
 pub struct RuntimeStatus {
-    /// `docker`, `containerd`, …
+    /// docker, podman, containerd, cri-o; empty before it has answered.
     pub name: String,
     /// Its version.
     pub version: String,
     /// The URI of its socket.
+    #[cfg_attr(test, schemars(with = "schema::Socket"))]
     pub endpoint: String,
-    /// `live`, `polling` or `down`.
+    /// `live`, `polling` where it has no stream of events, or `down`.
+    #[cfg_attr(test, schemars(with = "schema::StreamWord"))]
     pub stream: &'static str,
     /// Events taken from its stream.
     pub events: u64,
@@ -32,10 +37,12 @@ pub struct RuntimeStatus {
 
 /// The newest resync.
 #[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(inline))]
 pub struct ResyncStatus {
     /// Its number.
     pub package_seq: u64,
     /// `begin`, `end` or `aborted`; empty before the first.
+    #[cfg_attr(test, schemars(with = "schema::ResyncState"))]
     pub state: &'static str,
     /// When it began, in unix milliseconds.
     pub started_ms: u64,
@@ -49,6 +56,7 @@ pub struct ResyncStatus {
 
 /// The outbox.
 #[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(inline))]
 pub struct OutboxStatus {
     /// Messages that the bus does not have yet.
     pub messages: u64,
@@ -62,14 +70,17 @@ pub struct OutboxStatus {
 
 /// The collector's own state.
 #[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(inline))]
 pub struct Status {
     /// `starting`, `live` or `stopping`.
+    #[cfg_attr(test, schemars(with = "schema::CollectorState"))]
     pub state: &'static str,
     /// The newest delta.
     pub seq: u64,
     /// The runtimes.
     pub runtimes: Vec<RuntimeStatus>,
     /// How many containers are in each state.
+    #[cfg_attr(test, schemars(with = "BTreeMap<String, u64>"))]
     pub containers: BTreeMap<&'static str, u64>,
     /// The newest resync.
     pub resync: ResyncStatus,
@@ -77,16 +88,27 @@ pub struct Status {
     pub outbox: OutboxStatus,
 }
 
+/// The collector's own state. Key: the host id. Topic: quaymaster.status.
 #[derive(Serialize)]
-struct StatusJson<'a> {
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(title = "Status", extend("$id" = "urn:quaymaster:schema:status:v1")))]
+pub(super) struct StatusJson<'a> {
+    #[cfg_attr(test, schemars(with = "schema::Version"))]
     schema_version: u32,
+    #[cfg_attr(test, schemars(with = "schema::HostId"))]
     host_id: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::HostName"))]
     host_name: &'a str,
+    #[cfg_attr(test, schemars(with = "schema::BootId"))]
     boot_id: &'a str,
+    /// Quaymaster's.
+    #[cfg_attr(test, schemars(with = "schema::NonEmpty"))]
     version: &'static str,
+    #[cfg_attr(test, schemars(with = "schema::Epoch"))]
     epoch: &'a str,
     #[serde(flatten)]
     status: &'a Status,
+    #[cfg_attr(test, schemars(with = "schema::Expiry"))]
     expires_at_ms: u64,
 }
 

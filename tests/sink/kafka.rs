@@ -225,7 +225,10 @@ async fn a_wrong_cleanup_policy_is_an_error_that_names_topic_and_setting() -> an
     let Some(kafka) = Broker::Kafka.steady().await? else {
         return Ok(());
     };
-    for manage in [ManageTopics::Create, ManageTopics::Verify] {
+    for (manage, word) in [
+        (ManageTopics::Create, "create"),
+        (ManageTopics::Verify, "verify"),
+    ] {
         let topics = TopicSettings {
             manage,
             ..fresh_topics()
@@ -241,8 +244,39 @@ async fn a_wrong_cleanup_policy_is_an_error_that_names_topic_and_setting() -> an
             .expect_err("the policy is wrong");
         assert!(matches!(error, SinkError::Misconfigured { .. }));
         let text = error.to_string();
-        for piece in [&records, "`delete`", "`compact,delete`", "topics.manage"] {
+        let pieces = [&records, "`delete`", "`compact,delete`", "topics.manage"];
+        for piece in pieces {
             assert!(text.contains(piece), "{text}");
+        }
+        let folder = tempfile::tempdir()?;
+        let state = format!("--state-dir={}", folder.path().display());
+        let bus = format!("--bus=kafka://{}", kafka.servers.join(","));
+        let prefix = format!("--topics-prefix={}", topics.prefix);
+        let manage = format!("--topics-manage={word}");
+        let nowhere = "--endpoint=docker=unix:///nonexistent/docker.sock";
+        for arguments in [
+            &["topics", &bus, &prefix, word][..],
+            &[
+                "run",
+                "--host-id=h",
+                &bus,
+                &prefix,
+                &manage,
+                &state,
+                nowhere,
+            ],
+        ] {
+            let output = std::process::Command::new("timeout")
+                .args(["60", env!("CARGO_BIN_EXE_quaymaster")])
+                .args(arguments)
+                .env_clear()
+                .output()?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(64), "{arguments:?}: {said}");
+            let last = said.lines().next_back().unwrap_or_default();
+            for piece in pieces {
+                assert!(last.contains(piece), "{arguments:?}: {said}");
+            }
         }
         let off = TopicSettings {
             manage: ManageTopics::Off,

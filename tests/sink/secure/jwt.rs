@@ -6,7 +6,8 @@ use std::path::Path;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
-use super::run::{Collector, Secrets, command};
+use super::nats::daemon_heals;
+use super::run::{Secrets, command};
 use super::secure_lab::{SecureLab, written};
 
 /// Before any clock of ours: what expires then has expired.
@@ -174,18 +175,7 @@ async fn credentials_enter_a_server_of_an_operator_and_wrong_ones_do_not() -> an
 
     // The daemon, whose revoked credentials are replaced while it runs.
     let changing = file(folder, "changing", &credentials(&ours, &revoked, LATER_S)?)?;
-    let collector = Collector::start(&[&bus, &changing, "--topics-prefix=healing"], &[], &secrets)?;
-    collector.until_log("refuses the login")?;
-    std::fs::write(folder.join("changing"), &right)?;
-    collector.until_up()?;
-    collector.finish()?;
-    let reader = async_nats::ConnectOptions::with_credentials(&right)?
-        .connect(bus.trim_start_matches("--bus="))
-        .await?;
-    let stream = async_nats::jetstream::new(reader)
-        .get_stream("HEALING_DELTAS")
-        .await?;
-    let first = stream.get_raw_message(1).await?;
-    assert!(String::from_utf8_lossy(&first.payload).contains("\"op\":\"epoch\""));
-    Ok(())
+    let path = changing.trim_start_matches("--nats-credentials-file=");
+    let reader = async_nats::ConnectOptions::with_credentials(&right)?;
+    daemon_heals(&[&bus, &changing], (path, &right), &secrets, reader).await
 }

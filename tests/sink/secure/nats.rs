@@ -137,23 +137,34 @@ async fn nats_is_entered_by_each_right_way_and_by_no_wrong_one() -> anyhow::Resu
         );
     }
 
-    // The daemon, until the bus has its first delta.
     let bus = started.first().map(|(_, (_, bus))| bus.as_str());
     let bus = bus.unwrap_or_default();
     let password = written(folder.path(), "changing", WRONG_PASSWORD)?;
     let changing = format!("--nats-password-file={password}");
-    let run = [bus, &ca, quay, &changing, "--topics-prefix=healing"];
-    let collector = Collector::start(&run, &[], &secrets)?;
-    collector.until_log("refuses the login")?;
-    std::fs::write(&password, PASSWORD)?;
-    collector.until_up()?;
-    collector.finish()?;
     let reader = async_nats::ConnectOptions::new()
         .user_and_password("quay".to_owned(), PASSWORD.to_owned())
-        .add_root_certificates(certificates.ca())
-        .connect(bus.trim_start_matches("--bus="))
-        .await?;
-    let stream = async_nats::jetstream::new(reader)
+        .add_root_certificates(certificates.ca());
+    let changed = (password.as_str(), PASSWORD);
+    daemon_heals(&[bus, &ca, quay, &changing], changed, &secrets, reader).await
+}
+
+/// A daemon that is refused goes on once its file has what is right, until the bus has its first delta. The first
+/// argument is the bus.
+pub(crate) async fn daemon_heals(
+    arguments: &[&str],
+    (file, right): (&str, &str),
+    secrets: &Secrets,
+    reader: async_nats::ConnectOptions,
+) -> anyhow::Result<()> {
+    let arguments = [arguments, &["--topics-prefix=healing"]].concat();
+    let collector = Collector::start(&arguments, &[], secrets)?;
+    collector.until_log("refuses the login")?;
+    std::fs::write(file, right)?;
+    collector.until_up()?;
+    collector.finish()?;
+    let bus = arguments[0].trim_start_matches("--bus=");
+    let client = reader.connect(bus).await?;
+    let stream = async_nats::jetstream::new(client)
         .get_stream("HEALING_DELTAS")
         .await?;
     let first = stream.get_raw_message(1).await?;
