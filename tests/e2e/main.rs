@@ -8,6 +8,7 @@
 mod certificates;
 
 mod brokers;
+mod cold;
 mod collector;
 mod consume;
 mod contract;
