@@ -47,10 +47,10 @@ test: install install-lab
 
 faults: install install-lab
 	cargo test --locked --test faults --test e2e --bench quaymaster --no-run
-	CI=true timeout -k 30 50m cargo test --locked --test faults -- --ignored --nocapture --test-threads=1
-	CI=true timeout -k 30 15m cargo test --locked --test e2e -- --ignored --nocapture --test-threads=1
+	CI=true timeout -k 30 47m cargo test --locked --test faults -- --ignored --nocapture --test-threads=1
+	CI=true timeout -k 30 8m cargo test --locked --test e2e -- --ignored --nocapture --test-threads=1
 	# The first send with 1 GiB owed. Slower than `benches/run recovery`, which is built for speed; the goals hold all the same.
-	timeout -k 30 10m cargo test --locked --bench quaymaster -- recovery
+	timeout -k 30 5m cargo test --locked --bench quaymaster -- recovery
 
 fuzz: install
 	# One thread for each, so that all end after the time of one; they find nothing that a lone one would not.
