@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::container::Tracked;
-use super::{FdToken, Process, Reconciler};
+use super::{FdToken, Process, ProcessReading, Reconciler};
 use crate::model::{Container, ContainerId};
 
 /// How long a process waits for its container to be known. An inspect of a runtime that starts as many containers as
@@ -77,13 +77,24 @@ impl Reconciler {
         }
     }
 
-    /// The same of a container that an inspect found, before that is told.
+    /// The same of a container that an inspect found, before that is told. One that is newer than the process which the
+    /// inspect named waits on: the inspect speaks of an earlier run.
     pub(super) fn take_early_found(
         &mut self,
         tracked: &mut Tracked,
         id: &ContainerId,
         found: &Container,
+        reading: Option<&ProcessReading>,
     ) {
+        let is_earlier_run = |waiting: &Waiting| match reading {
+            Some(ProcessReading::Alive(process)) => {
+                process.start_ticks < waiting.process.start_ticks
+            }
+            Some(ProcessReading::Dead | ProcessReading::Denied) | None => false,
+        };
+        if self.early.waiting.get(id).is_some_and(is_earlier_run) {
+            return;
+        }
         if let Some(waiting) = self.early.waiting.remove(id) {
             tracked.take_facts(Some(found));
             self.take_hint(tracked, id, &waiting.process);

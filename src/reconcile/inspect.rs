@@ -264,7 +264,7 @@ impl Reconciler {
         let is_streaming = source.is_some_and(|source| source.streaming);
         let runs_once = source.is_some_and(super::Source::runs_once);
         tracked.kind = container.kind;
-        self.take_early_found(&mut tracked, id, &container);
+        self.take_early_found(&mut tracked, id, &container, reading.as_ref());
         let is_told = tracked.is_told();
         let life = &mut tracked.life;
         let is_deleted = life.deleted_at_ns.is_some();

@@ -139,6 +139,20 @@ impl Reconciler {
         self.join_namespace(&known, process);
     }
 
+    /// The same of the process of a run that an inspect showed before its events came: the runtime says when it began,
+    /// which the kernel tells to a tick or two only.
+    fn take_hint_ahead(&mut self, tracked: &mut Tracked, base: &Container, process: &Process) {
+        self.take_hint(tracked, &base.id, process);
+        if let Some(hint) = tracked
+            .hint
+            .as_mut()
+            .filter(|hint| hint.is_process(process))
+            && let Some(started_at_ns) = base.started_at_ns
+        {
+            hint.started_at_ns = started_at_ns;
+        }
+    }
+
     /// A process is seen alive: another one that was the hint no longer lives.
     pub(super) fn replace_hint(
         &mut self,
@@ -186,6 +200,9 @@ impl Reconciler {
         match reading {
             ProcessReading::Alive(process) if is_of_open_run => {
                 self.pin_open_run(tracked, base, &process);
+            }
+            ProcessReading::Alive(process) if line.is_ahead && !is_ended(base) => {
+                self.take_hint_ahead(tracked, base, &process);
             }
             ProcessReading::Alive(process) if is_ahead && !is_ended(base) => {
                 self.take_hint(tracked, &base.id, &process);

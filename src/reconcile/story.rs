@@ -468,8 +468,12 @@ impl Reconciler {
         let started_at_ns = story.started_at_ns;
         let end_ns = story.end.as_ref().map(|end| end.at_ns);
         let end_ns = end_ns.filter(|end_ns| *end_ns != 0);
-        let is_of_this_run =
-            |hint: &Run| is_last && end_ns.is_none_or(|end_ns| hint.started_at_ns <= end_ns);
+        // A process is there before its start is told, and not after its end: that of a later run may have been seen already.
+        let start_event_ns = story.start_event_ns.filter(|at_ns| *at_ns != 0);
+        let latest_ns = start_event_ns.into_iter().chain(end_ns).min();
+        let is_of_this_run = |hint: &Run| {
+            is_last && latest_ns.is_none_or(|latest_ns| hint.started_at_ns <= latest_ns)
+        };
         let run = match reading {
             Some(ProcessReading::Alive(process)) => {
                 self.replace_hint(tracked, &base.id, &process);

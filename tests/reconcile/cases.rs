@@ -2,7 +2,7 @@
 
 use quaymaster::model::message::{Op, Origin, RuntimeSource};
 use quaymaster::model::{Container, EventKind, RuntimeType, SourceId, State};
-use quaymaster::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
+use quaymaster::reconcile::{InspectOutcome, ListOutcome, Observation, Process, ProcessReading};
 
 use crate::script::*;
 
@@ -114,6 +114,33 @@ fn an_inspect_that_runs_ahead_of_the_stream_waits_for_its_events() {
 
     assert_eq!(script.ops(), ["create", "start", "stop", "start"]);
     assert!(script.reconciler.is_settled() || script.at_ms < 3_000);
+}
+
+#[test]
+fn a_process_that_was_seen_ahead_is_not_of_a_run_that_ended_before_it() {
+    let mut script = Script::watching_docker();
+    script.event(&docker(), 1, EventKind::Created, 1);
+    // The kernel tells its start to a tick or two: by that it could be of the run before.
+    let second = Process {
+        started_at_ms: T0_MS + 1_005,
+        ..process(101, 501)
+    };
+    script.found(&docker(), running(1, 101, 1_030), alive(second));
+
+    script.event(&docker(), 1, EventKind::Started, 1_011);
+    script.died(&docker(), 1, 1_021, 3);
+    script.found(&docker(), exited(1, 1_030, 1_040, 0), None);
+    script.event(&docker(), 1, EventKind::Started, 1_031);
+    script.died(&docker(), 1, 1_040, 0);
+    script.found(&docker(), exited(1, 1_030, 1_040, 0), None);
+    script.found(&docker(), exited(1, 1_030, 1_040, 0), None);
+
+    assert_eq!(script.ops(), ["create", "start", "stop", "start", "stop"]);
+    let starts = script.deltas().filter(|delta| delta.op == Op::Start);
+    let pids: Vec<_> = starts
+        .filter_map(|delta| Some(delta.fields.as_ref()?.get("pid").to_owned()))
+        .collect();
+    assert_eq!(pids, ["", "101"]);
 }
 
 #[test]
