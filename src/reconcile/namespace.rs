@@ -95,6 +95,9 @@ impl Reconciler {
         match is_known {
             Some(true) => self.join_known(inode, member, process),
             Some(false) if self.is_outlived(inode, process) => self.release_fd(process.fd),
+            Some(false) if self.is_elder(inode, process) => {
+                self.join_known(inode, member, process);
+            }
             Some(false) => {
                 self.supersede(inode, process.started_at_ms);
                 self.found_namespace(member, process);
@@ -111,6 +114,20 @@ impl Reconciler {
             row.phase == Phase::Live
                 && row.mapping.boot_id == self.identity.boot_id
                 && members.any(|member| member.is_init && member.start_ticks > process.start_ticks)
+        })
+    }
+
+    /// Whether a process is pid 1 of the namespace which others have joined that were seen before it: it lives, and has
+    /// done so for longer than they, so that the number was nobody else's meanwhile.
+    fn is_elder(&self, inode: u64, process: &Process) -> bool {
+        self.namespaces.get(&inode).is_some_and(|row| {
+            let is_other_by_id = row.mapping.pns_id.is_some() && process.pns_id.is_some();
+            let mut members = row.mapping.members.iter();
+            process.is_init
+                && !is_other_by_id
+                && row.mapping.boot_id == self.identity.boot_id
+                && members
+                    .all(|member| !member.is_init && member.start_ticks >= process.start_ticks)
         })
     }
 

@@ -15,6 +15,8 @@ const HIERARCHIES: [&str; 3] = [
     "/sys/fs/cgroup",
     "/sys/fs/cgroup/freezer",
 ];
+/// Enters a cgroup by its file `$1`, and begins a namespace from there with the same pid.
+const ENTER_AND_BEGIN: &str = r#"echo $$ >"$1"; exec unshare --pid --fork --kill-child cat"#;
 /// How often a pid is tried to be had.
 const TAKES_MAX: usize = 10;
 /// Longest wait for a process to be there.
@@ -55,9 +57,13 @@ impl Life {
     /// Starts a process that does nothing, as a container's.
     pub(crate) fn begin(container: &str) -> anyhow::Result<Self> {
         let from_ms = now_ms();
+        let cgroup = make_cgroup(container);
+        let procs = cgroup.as_ref().map(|path| path.join("cgroup.procs"));
+        // It is in its cgroup before there is a child: whoever reads that finds whose it is from the first moment on.
         // It reads a pipe whose other end closes with the test.
-        let mut unshare = Command::new("unshare")
-            .args(["--pid", "--fork", "--kill-child", "cat"])
+        let mut unshare = Command::new("sh")
+            .args(["-c", ENTER_AND_BEGIN, "sh"])
+            .arg(procs.as_deref().unwrap_or(Path::new("/dev/null")))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -78,7 +84,7 @@ impl Life {
                     pid,
                     inode,
                     from_ms,
-                    cgroup: enter_cgroup(pid, container),
+                    cgroup,
                 });
             }
             if began.elapsed() > BIRTH_MAX {
@@ -110,12 +116,13 @@ impl Life {
     }
 }
 
-/// Puts a process into a cgroup that names its container, as every runtime does.
-fn enter_cgroup(pid: u32, container: &str) -> Option<PathBuf> {
+/// A cgroup that names its container, as every runtime makes one; `None` where this machine lets us make none.
+fn make_cgroup(container: &str) -> Option<PathBuf> {
+    let name = format!("qf-{}-{container}", std::process::id());
     for hierarchy in HIERARCHIES {
-        let path = Path::new(hierarchy).join(format!("qf-{}-{container}", std::process::id()));
+        let path = Path::new(hierarchy).join(&name);
         if std::fs::create_dir(&path).is_ok() {
-            if std::fs::write(path.join("cgroup.procs"), pid.to_string()).is_ok() {
+            if path.join("cgroup.procs").exists() {
                 return Some(path);
             }
             let _ = std::fs::remove_dir(&path);
