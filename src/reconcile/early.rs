@@ -42,9 +42,10 @@ impl Early {
 }
 
 impl Reconciler {
-    /// Keeps a process of a container that is not known yet. Of one that was deleted it is let go.
+    /// Keeps a process of a container that is not known yet. Of one that was deleted it is let go, and so is one whose
+    /// namespace is not held: its number may be another's by the time that the container is known.
     pub(super) fn keep_early(&mut self, id: &ContainerId, process: Process) {
-        if self.deleted.contains_key(id) {
+        if process.fd.is_none() || self.deleted.contains_key(id) {
             self.release_fd(process.fd);
             return;
         }
