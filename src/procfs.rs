@@ -203,9 +203,11 @@ impl ProcessTable {
 
     fn try_read(&self, pid: u32) -> Result<Process, Errno> {
         let directory = self.open_process(pid)?;
+        // First of all: a process that lives some ms has no namespace any more when it has died.
+        let namespace = open_namespace(&directory)?;
         let cgroup = read_at(&directory, "cgroup")?;
         let status = read_at(&directory, "status")?;
-        self.read_in(&directory, pid, &cgroup, &status)
+        self.read_in(&directory, namespace, pid, &cgroup, &status)
     }
 
     /// The directory of a process: what is read through it is of one process.
@@ -218,12 +220,11 @@ impl ProcessTable {
     fn read_in(
         &self,
         directory: &OwnedFd,
+        namespace: OwnedFd,
         pid: u32,
         cgroup: &str,
         status: &str,
     ) -> Result<Process, Errno> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let namespace = rustix::fs::openat(directory, "ns/pid", flags, Mode::empty())?;
         let pns_inode = rustix::fs::fstat(&namespace)?.st_ino;
         let mnt_ns = rustix::fs::readlinkat(directory, "ns/mnt", Vec::new())
             .ok()
@@ -261,6 +262,12 @@ impl ProcessTable {
 
 /// The kernel's constant (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
 pub const HOST_PNS_INODE: u64 = 4_026_531_836;
+
+/// Opens a process's PID namespace, which is held by that.
+fn open_namespace(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, "ns/pid", flags, Mode::empty())
+}
 
 fn read_at(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
     let fd = rustix::fs::openat(

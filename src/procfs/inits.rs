@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{ProcessTable, cgroup_path, read_at};
+use super::{ProcessTable, cgroup_path, open_namespace, read_at};
 use crate::model::ContainerId;
 use crate::reconcile::Process;
 
@@ -120,10 +120,11 @@ fn look(
     let status = read_at(&directory, "status")?;
     let seen = match ns_pids(&status).as_slice() {
         [] | [_] => Seen::Unclear,
-        [_, "1"] => match table.read_in(&directory, pid, &cgroup, &status) {
-            Ok(process) => Seen::Init(Box::new(process)),
-            Err(_) => Seen::Unclear,
-        },
+        [_, "1"] => {
+            let reading = open_namespace(&directory)
+                .and_then(|namespace| table.read_in(&directory, namespace, pid, &cgroup, &status));
+            reading.map_or(Seen::Unclear, |process| Seen::Init(Box::new(process)))
+        }
         _ => Seen::Other,
     };
     Ok(Some((id, seen)))
@@ -161,7 +162,9 @@ mod tests {
     /// A process with an fd on some namespace.
     fn process(table: &ProcessTable, pid: u32) -> Seen {
         let ours = table.open_process(std::process::id()).expect("we live");
-        let process = table.read_in(&ours, pid, "", "").expect("we may be read");
+        let namespace = open_namespace(&ours).expect("we may be read");
+        let process = table.read_in(&ours, namespace, pid, "", "");
+        let process = process.expect("we may be read");
         Seen::Init(Box::new(process))
     }
 
