@@ -35,11 +35,8 @@ const UN_NICE: &str = "10";
 type Starts = Arc<Mutex<HashMap<String, u64>>>;
 
 pub(crate) fn run() -> anyhow::Result<()> {
-    // Threads that are made from here on have it too.
-    rustix::process::setpriority_process(None, NICE)?;
-    favour("self");
-    favour(&variable("LAB_KAFKA_PID")?);
-    println!("early: the collector and the broker run at nice {NICE}, runtimes and clients at 0");
+    let nice = favour_collector_and_broker()?;
+    println!("early: the collector and the broker run at nice {nice}, runtimes and clients at 0");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -130,6 +127,14 @@ fn start_all(clients: usize, count: usize, is_docker: bool, pod: &str) -> anyhow
     })
 }
 
+/// Gives this process and the broker their priority, and tells it. Threads that are made from here on have it too.
+pub(crate) fn favour_collector_and_broker() -> anyhow::Result<i32> {
+    rustix::process::setpriority_process(None, NICE)?;
+    favour("self");
+    favour(&variable("LAB_KAFKA_PID")?);
+    Ok(NICE)
+}
+
 /// Gives a session the same priority among others: with `sched_autogroup_enabled` a process's own counts only within
 /// its session (sched(7)). Where the kernel has no such thing its own is enough.
 fn favour(process: &str) {
@@ -137,7 +142,7 @@ fn favour(process: &str) {
 }
 
 /// A client: a session of its own, without our priority.
-fn client(program: &str) -> Command {
+pub(crate) fn client(program: &str) -> Command {
     let mut command = Command::new("setsid");
     command.args(["--wait", "nice", "-n", UN_NICE, program]);
     command

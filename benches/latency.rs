@@ -1,7 +1,8 @@
-//! From a real runtime's event to a real Kafka's acknowledgement, and how it divides.
+//! From a real runtime's event to a real Kafka's acknowledgement, and how it divides. The collector and the broker have
+//! the priority that they have in `early`.
 
 use std::collections::HashMap;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -119,10 +120,12 @@ impl Sink for Timed {
                 () = stop.cancelled() => break,
                 message = requests.recv() => {
                     let Some(message) = message else { break };
-                    if let Some(picked) = (self.pick)(&message) {
-                        handed.insert(message.row, (picked, now_ns()));
-                    }
+                    let (copy, handed_ns) = (message.clone(), now_ns());
                     if inner_requests.send(message).await.is_err() { break }
+                    // While it is on its way: parsing is not to be a part of the time.
+                    if let Some(picked) = (self.pick)(&copy) {
+                        handed.insert(copy.row, (picked, handed_ns));
+                    }
                 }
                 Some(report) = inner_reports.recv() => {
                     if let Some((picked, handed_ns)) = handed.remove(&report.row) {
@@ -164,6 +167,8 @@ pub(crate) fn now_ns() -> u64 {
 }
 
 pub(crate) fn run() -> anyhow::Result<()> {
+    let nice = crate::early::favour_collector_and_broker()?;
+    println!("latency: the collector and the broker run at nice {nice}, runtimes and clients at 0");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -332,7 +337,7 @@ fn docker(arguments: &[&str]) -> anyhow::Result<()> {
     let client = std::env::var("LAB_DOCKER_CLI").unwrap_or_else(|_| "docker".to_owned());
     let socket =
         std::env::var("LAB_DOCKER_SOCKET").context("LAB_DOCKER_SOCKET: use `make bench`")?;
-    let status = Command::new(client)
+    let status = crate::early::client(&client)
         .arg("-H")
         .arg(format!("unix://{socket}"))
         .args(arguments)

@@ -8,10 +8,10 @@ use quaymaster::model::message::{Message, RuntimeSource};
 use quaymaster::model::{
     Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, SourceId, State,
 };
-use quaymaster::outbox::{Batch, Gap, Options, Outbox, Owner, render};
+use quaymaster::outbox::{Batch, Gap, Options, Outbox, Owner, Prepared, render};
 use quaymaster::reconcile::{
     Effect, Identity, InspectOutcome, ListOutcome, Observation, Process, ProcessReading,
-    Reconciler, Settings,
+    Reconciler, RowKey, Settings,
 };
 use quaymaster::sink::{Outcome, Position, Report};
 use quaymaster::wire::{Host, Refresh, Renderer};
@@ -33,7 +33,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     );
     let committed = with_outbox()?;
     println!(
-        "reconciler, JSON and outbox, durable in groups of {GROUP} observations: {:.0} deltas/s ({:.0} messages/s, {} commits)",
+        "reconciler, JSON and outbox, durable in groups of {GROUP} observations, each decided while the one before is committed: {:.0} deltas/s ({:.0} messages/s, {} commits)",
         committed.deltas / committed.seconds,
         committed.messages / committed.seconds,
         committed.commits
@@ -280,67 +280,98 @@ fn with_outbox() -> anyhow::Result<Committed> {
         outbox: opened.outbox,
         renderer,
         unacked: Vec::new(),
+        decided: Decided::default(),
         committed: Committed::default(),
     };
     let (mut groups, mut clock) = (Groups::new(), Clock::default());
     loop {
         let group = groups.next()?;
-        if group.is_empty() {
+        let is_last = group.is_empty();
+        clock.time(|| store.take(group))?;
+        if is_last {
             break;
         }
-        clock.time(|| store.take(group))?;
     }
     store.committed.seconds = clock.seconds;
     store.committed.cpu_seconds = clock.cpu_seconds;
     Ok(store.committed)
 }
 
-/// What the collector does with a group, without anyone to ask or to tell.
+/// What the collector does with large groups, without anyone to ask or to tell.
 struct Store {
     reconciler: Reconciler,
     outbox: Outbox,
     renderer: Renderer,
     /// The bus has them all by the next group: what is acknowledged leaves with it.
     unacked: Vec<Report>,
+    decided: Decided,
     committed: Committed,
 }
 
+/// A group that is decided and is to be committed.
+#[derive(Default)]
+struct Decided {
+    rows: BTreeSet<RowKey>,
+    messages: Vec<Message>,
+}
+
 impl Store {
+    /// Commits what was decided before, and decides a group meanwhile.
     fn take(&mut self, group: Vec<Observation>) -> anyhow::Result<()> {
-        let mut batch = Batch {
-            reports: std::mem::take(&mut self.unacked),
-            ..Batch::default()
-        };
-        let mut messages = Vec::new();
-        for observation in group {
-            for effect in self.reconciler.handle(observation, NOW_MS) {
-                match effect {
-                    Effect::Publish(message) => {
-                        self.committed.messages += 1.0;
-                        if matches!(message, Message::Delta(_)) {
-                            self.committed.deltas += 1.0;
-                        }
-                        messages.push((self.outbox.take_row(), message));
-                    }
-                    Effect::SaveRow(key) => {
-                        batch.rows.insert(key);
-                    }
-                    Effect::List { .. }
-                    | Effect::Inspect { .. }
-                    | Effect::ReadProcess { .. }
-                    | Effect::ReleaseNamespace(_) => {}
-                }
+        let decided = std::mem::take(&mut self.decided);
+        let is_first = decided.messages.is_empty();
+        let outbox = &mut self.outbox;
+        let messages = decided.messages.into_iter();
+        let messages: Vec<_> = messages
+            .map(|message| (outbox.take_row(), message))
+            .collect();
+        for (_, message) in &messages {
+            self.committed.messages += 1.0;
+            if matches!(message, Message::Delta(_)) {
+                self.committed.deltas += 1.0;
             }
         }
-        batch.messages = render(messages, &self.renderer, NOW_MS);
+        let batch = Batch {
+            rows: decided.rows,
+            messages: render(messages, &self.renderer, NOW_MS),
+            reports: std::mem::take(&mut self.unacked),
+        };
         // What coalescing left out never goes to the bus.
         let sent = batch.messages.iter().map(|owed| acked(owed.outgoing.row));
         self.unacked.extend(sent);
+        let prepared = Prepared::new(batch, &self.reconciler)?;
         let gap = |gap: &Gap| self.renderer.render_gap(gap, NOW_MS);
-        self.outbox.commit(batch, &self.reconciler, NOW_MS, &gap)?;
+        let reconciler = &mut self.reconciler;
+        if is_first {
+            self.decided = decide(reconciler, group);
+            return Ok(());
+        }
+        let (committed, decided) =
+            outbox.commit_while(prepared, NOW_MS, &gap, || decide(reconciler, group));
+        committed?;
+        self.decided = decided;
         self.committed.commits += 1;
         Ok(())
     }
+}
+
+fn decide(reconciler: &mut Reconciler, group: Vec<Observation>) -> Decided {
+    let mut decided = Decided::default();
+    for observation in group {
+        for effect in reconciler.handle(observation, NOW_MS) {
+            match effect {
+                Effect::Publish(message) => decided.messages.push(message),
+                Effect::SaveRow(key) => {
+                    decided.rows.insert(key);
+                }
+                Effect::List { .. }
+                | Effect::Inspect { .. }
+                | Effect::ReadProcess { .. }
+                | Effect::ReleaseNamespace(_) => {}
+            }
+        }
+    }
+    decided
 }
 
 /// The CPU time of this process.

@@ -2,16 +2,20 @@
 //!
 //! It takes what comes (observations, the bus's reports, the clock), as much of it as is there, lets the
 //! reconciler decide, and commits the new state with every message that it owes in one transaction. Only then
-//! the publisher is told, requests go to the runtimes, and fds are closed.
+//! the publisher is told, requests go to the runtimes, and fds are closed. A large group is committed by a thread of its
+//! own, while the next one is decided; that one is committed, and acted on, after it ([`Decided`]).
 //!
-//! When a commit fails, what was decided counts as not observed: the reconciler goes back to the state on disk,
-//! every runtime counts as having a gap, and it is tried again.
+//! When a commit fails, what was decided counts as not observed, also what was decided while it failed: the reconciler
+//! goes back to the state on disk, every runtime counts as having a gap, and it is tried again.
+
+mod decided;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use decided::Decided;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use crate::fdstore::FdStore;
@@ -19,7 +23,7 @@ use crate::heartbeat::Heartbeat;
 use crate::local::tenants::Tenant;
 use crate::model::message::Message;
 use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
-use crate::outbox::{self, Batch, Committed, Gap, Outbox, Stage, StageDone, Totals};
+use crate::outbox::{Batch, Committed, Gap, Outbox, OutboxError, Stage, StageDone, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{
     Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings, Tracked,
@@ -130,13 +134,13 @@ pub struct Parts {
     pub snapshot: watch::Sender<Snapshot>,
 }
 
-/// The collector's state.
-pub struct Collector {
+/// The collector's state, but for the outbox: what decides needs none.
+struct Collector {
     reconciler: Reconciler,
     parts: Tools,
     watched: BTreeMap<SourceId, Watched>,
     batch: Batch,
-    messages: Vec<(u64, Message)>,
+    messages: Vec<Message>,
     released: Vec<FdToken>,
     requests: Vec<(SourceId, Request)>,
     /// Inspects for which a sketch will do, in one request for each runtime.
@@ -152,11 +156,14 @@ pub struct Collector {
     failures_in_a_row: u32,
     /// Keys that were read back, until what follows from them is committed.
     read_back: Option<Vec<OwnKey>>,
+    /// The bus that reports from now on, until the outbox knows it.
+    bus: Option<Arc<str>>,
+    /// More was decided than is committed.
+    is_ahead: bool,
 }
 
 /// The parts that outlive a failed commit.
 struct Tools {
-    outbox: Outbox,
     identity: Identity,
     settings: Settings,
     renderer: Renderer,
@@ -168,8 +175,9 @@ struct Tools {
 }
 
 impl Collector {
-    /// A collector that has taken up the state as it was left, and committed what follows from that.
-    pub fn new(parts: Parts) -> Self {
+    /// A collector that has taken up the state as it was left, and committed what follows from that; its outbox.
+    fn new(parts: Parts) -> (Self, Outbox) {
+        let mut outbox = parts.outbox;
         let reconciler = Reconciler::new(
             parts.identity.clone(),
             parts.settings.clone(),
@@ -178,7 +186,6 @@ impl Collector {
         let mut collector = Self {
             reconciler,
             parts: Tools {
-                outbox: parts.outbox,
                 identity: parts.identity,
                 settings: parts.settings,
                 renderer: parts.renderer,
@@ -203,36 +210,52 @@ impl Collector {
             failed_commits: 0,
             failures_in_a_row: 0,
             read_back: None,
+            bus: None,
+            is_ahead: false,
         };
         collector.observe(Observation::Began {
             last_alive_ms: parts.last_alive_ms,
             owed: parts.owed,
         });
-        collector.commit();
-        collector
+        collector.commit(&mut outbox);
+        (collector, outbox)
     }
 
     /// Runs until all senders of `inputs` are gone, and beats each time round. Blocks; it is to have a thread of
     /// its own.
-    pub fn run(mut self, mut inputs: mpsc::Receiver<Input>, heartbeat: &Heartbeat) {
+    fn run(mut self, mut outbox: Outbox, mut inputs: mpsc::Receiver<Input>, heartbeat: &Heartbeat) {
         while let Some(input) = inputs.blocking_recv() {
-            heartbeat.beat();
             self.take(input);
-            for _ in 1..GROUP_MAX {
-                match inputs.try_recv() {
-                    Ok(input) => self.take(input),
-                    Err(_) => break,
+            self.take_waiting(&mut inputs, GROUP_MAX - 1);
+            loop {
+                heartbeat.beat();
+                if outbox.take_snapshot_due() {
+                    self.observe(Observation::SnapshotDue);
+                }
+                self.commit_and_take(&mut outbox, &mut inputs);
+                if !self.is_ahead {
+                    break;
                 }
             }
-            if self.parts.outbox.take_snapshot_due() {
-                self.observe(Observation::SnapshotDue);
+            // What the bus lost is owed again behind all that it reported before, and that is still to be committed then.
+            if self.failures_in_a_row == 0 {
+                self.owe_again(&mut outbox);
             }
-            self.commit();
-            self.owe_again();
         }
         // What the last reports ended, and then their acknowledgements.
-        self.commit();
-        self.commit();
+        self.commit(&mut outbox);
+        self.commit(&mut outbox);
+    }
+
+    /// Takes what waits, at most so much of it; how much it was.
+    fn take_waiting(&mut self, inputs: &mut mpsc::Receiver<Input>, most: usize) -> usize {
+        for taken in 0..most {
+            match inputs.try_recv() {
+                Ok(input) => self.take(input),
+                Err(_) => return taken,
+            }
+        }
+        most
     }
 
     fn take(&mut self, input: Input) {
@@ -248,7 +271,7 @@ impl Collector {
                 self.observe(Observation::SourceExpected { source });
             }
             Input::ReadBack(keys) => self.read_back = Some(keys),
-            Input::BusIs(bus) => self.parts.outbox.set_bus(bus),
+            Input::BusIs(bus) => self.bus = Some(bus),
             Input::BusLostData { lost_from, done } => self.lost.push((lost_from, done)),
             Input::Stopping => {
                 self.phase = "stopping";
@@ -298,7 +321,7 @@ impl Collector {
             for effect in self.reconciler.handle(observation, now_ms) {
                 match effect {
                     Effect::Publish(message) => {
-                        self.messages.push((self.parts.outbox.take_row(), message));
+                        self.messages.push(message);
                     }
                     Effect::SaveRow(key) => {
                         self.batch.rows.insert(key);
@@ -361,32 +384,34 @@ impl Collector {
     }
 
     /// Makes what was decided durable, then acts on it.
-    fn commit(&mut self) {
-        let now = now_ms();
-        self.bury_what_no_longer_holds();
-        let mut batch = std::mem::take(&mut self.batch);
-        let messages = std::mem::take(&mut self.messages);
-        batch.messages = outbox::render(messages, &self.parts.renderer, now);
-        let last_row = batch.messages.last().map(|owed| owed.outgoing.row);
-        let has_messages = !batch.messages.is_empty();
-        // What the bus has it says once: that outlives a commit that fails.
-        let reports = batch.reports.clone();
-        let saved = if self.parts.fd_store.is_there() {
-            batch.rows.clone()
+    fn commit(&mut self, outbox: &mut Outbox) {
+        let mut decided = self.hand_over(outbox);
+        let result = decided.commit(outbox, &self.parts.renderer);
+        self.finish(outbox, decided, result);
+    }
+
+    /// The same; where that is much, what waits meanwhile is taken and decided, and is still to be committed.
+    fn commit_and_take(&mut self, outbox: &mut Outbox, inputs: &mut mpsc::Receiver<Input>) {
+        let mut decided = self.hand_over(outbox);
+        let renderer = self.parts.renderer.clone();
+        let result = if decided.is_large() && self.lost.is_empty() {
+            let deciding = || self.take_waiting(inputs, GROUP_MAX);
+            let (result, taken) = decided.commit_while(outbox, &renderer, deciding);
+            self.is_ahead = taken > 0;
+            result
         } else {
-            BTreeSet::new()
+            decided.commit(outbox, &renderer)
         };
-        // Where nothing came but the clock's tick, what a crash would send twice is a second's worth. An event that has
-        // nothing to commit yet is not to wait for the disk: its inspect is asked for now.
-        let has_ticked = std::mem::take(&mut self.has_ticked);
-        let is_due = !batch.is_empty() || (has_ticked && self.parts.outbox.has_unsynced_acks());
-        let gap = gap_renderer(&self.parts.renderer, now);
-        let result = if is_due {
-            let outbox = &mut self.parts.outbox;
-            outbox.commit(batch, &self.reconciler, now, &gap)
-        } else {
-            Ok(Committed::default())
-        };
+        self.finish(outbox, decided, result);
+    }
+
+    /// Acts on what is durable now, or goes back.
+    fn finish(
+        &mut self,
+        outbox: &mut Outbox,
+        decided: Decided,
+        result: Result<Committed, OutboxError>,
+    ) {
         match result {
             Ok(committed) => {
                 if let Some((seq_from, seq)) = committed.dropped {
@@ -396,23 +421,21 @@ impl Collector {
                         "the outbox is full; the oldest deltas are lost"
                     );
                 }
-                if has_messages {
+                if let Some(last_row) = decided.last_row {
                     tracing::trace!(last_row, "committed");
                     self.parts.committed.notify_one();
                 }
                 self.failures_in_a_row = 0;
-                self.keep_fds(&saved);
-                if self.read_back.take().is_some() {
-                    self.parts.outbox.read_back_is_done();
+                self.keep_fds(&decided.saved);
+                if decided.read_back.is_some() {
+                    outbox.read_back_is_done();
                 }
-                self.act();
+                self.act(decided.requests);
+                self.release(decided.released);
                 self.settle(committed.settled);
-                self.publish_status(now);
+                self.publish_status(outbox, decided.now_ms);
             }
-            Err(error) => {
-                self.batch.reports = reports;
-                self.recover(&telemetry::chain(&error));
-            }
+            Err(error) => self.recover(outbox, decided, &telemetry::chain(&error)),
         }
     }
 
@@ -428,7 +451,7 @@ impl Collector {
                 continue;
             };
             if self.reconciler.row(&row).is_none() {
-                self.messages.push((self.parts.outbox.take_row(), message));
+                self.messages.push(message);
                 buried += 1;
             }
         }
@@ -440,46 +463,42 @@ impl Collector {
     }
 
     /// Owes what the bus lost anew. What cannot be committed is tried again with the next input.
-    fn owe_again(&mut self) {
+    fn owe_again(&mut self, outbox: &mut Outbox) {
         while let Some((lost_from, done)) = self.lost.pop() {
             let now = now_ms();
             let gap = gap_renderer(&self.parts.renderer, now);
-            if let Err(error) = self.parts.outbox.owe_again(lost_from, now, &gap) {
+            if let Err(error) = outbox.owe_again(lost_from, now, &gap) {
                 self.lost.push((lost_from, done));
-                self.recover(&telemetry::chain(&error));
+                let decided = Decided::nothing(now);
+                self.recover(outbox, decided, &telemetry::chain(&error));
                 return;
             }
             tracing::error!(
                 lost_from,
-                owed = self.parts.outbox.totals().messages,
+                owed = outbox.totals().messages,
                 "the bus lost what it had acknowledged; it is sent again"
             );
-            self.parts.outbox.owe_read_back();
+            outbox.owe_read_back();
             self.observe(Observation::StateDue);
-            self.commit();
+            self.commit(outbox);
             self.parts.committed.notify_one();
             // Whoever asked may have ended meanwhile.
             let _ = done.send(());
         }
     }
 
-    fn act(&mut self) {
-        let sketches = std::mem::take(&mut self.sketches);
-        let sketches = sketches
-            .into_iter()
-            .map(|(source, wanted)| (source, Request::Sketch { wanted }));
-        for (source, request) in self.requests.drain(..).chain(sketches) {
+    fn act(&mut self, requests: Vec<(SourceId, Request)>) {
+        for (source, request) in requests {
             if let Some(watched) = self.watched.get(&source) {
                 // A watch that has ended takes no requests; SourceDown or the end of all is on its way.
                 let _ = watched.requests.send(request);
             }
         }
-        self.release();
     }
 
     /// Closes the fds that nobody needs.
-    fn release(&mut self) {
-        for fd in self.released.drain(..) {
+    fn release(&mut self, released: impl IntoIterator<Item = FdToken>) {
+        for fd in released {
             self.parts.fd_store.release(fd);
             self.parts.processes.fds().release(fd);
         }
@@ -499,7 +518,7 @@ impl Collector {
     }
 
     /// Goes back to the state on disk; what was decided since counts as not observed.
-    fn recover(&mut self, error: &str) {
+    fn recover(&mut self, outbox: &mut Outbox, decided: Decided, error: &str) {
         self.failed_commits += 1;
         tracing::error!(
             error,
@@ -508,10 +527,20 @@ impl Collector {
         self.requests.clear();
         self.sketches.clear();
         self.messages.clear();
+        self.is_ahead = false;
+        // What the bus has it says once.
+        let mut reports = decided.reports;
+        reports.append(&mut self.batch.reports);
+        self.batch = Batch {
+            reports,
+            ..Batch::default()
+        };
+        self.read_back = self.read_back.take().or(decided.read_back);
+        self.released.extend(decided.released);
         let wait = COMMIT_RETRY.0 * 2_u32.saturating_pow(self.failures_in_a_row);
         self.failures_in_a_row += 1;
         std::thread::sleep(wait.min(COMMIT_RETRY.1));
-        let recovered = match self.parts.outbox.recover() {
+        let recovered = match outbox.recover() {
             Ok(recovered) => recovered,
             Err(error) => {
                 tracing::error!(
@@ -528,8 +557,9 @@ impl Collector {
             .map(|(id, runtime, _, streaming)| (id.clone(), runtime.clone(), streaming))
             .collect();
         // What waits in the queue brings fds of its own, which must stay.
-        self.released.extend(self.reconciler.held_fds());
-        self.release();
+        let mut released = std::mem::take(&mut self.released);
+        released.extend(self.reconciler.held_fds());
+        self.release(released);
         self.reconciler = Reconciler::new(
             self.parts.identity.clone(),
             self.parts.settings.clone(),
@@ -548,9 +578,9 @@ impl Collector {
         }
     }
 
-    fn publish_status(&mut self, now: u64) {
-        let is_settled = self.reconciler.is_settled();
-        if self.phase == "starting" && self.reconciler.opened() {
+    fn publish_status(&mut self, outbox: &mut Outbox, now: u64) {
+        let is_settled = self.reconciler.is_settled() && !self.is_ahead;
+        if self.phase == "starting" && self.reconciler.opened() && !self.is_ahead {
             self.phase = "live";
             self.status_due = true;
         }
@@ -564,17 +594,17 @@ impl Collector {
         let is_stepped_back = self.next_status_ms > now + status_interval_ms;
         let is_due = self.status_due || now >= self.next_status_ms || is_stepped_back;
         let was_settled = self.parts.snapshot.borrow().is_settled;
-        let status = is_due.then(|| self.status());
+        let status = is_due.then(|| self.status(outbox));
         if let Some(status) = &status {
-            let row = self.parts.outbox.take_row();
+            let row = outbox.take_row();
             let message = self.parts.renderer.render_status(status, row, now);
             // A bus that is away has the next one; the status is worth nothing when it is old.
             let _ = self.parts.status.try_send(message);
             self.next_status_ms = now + status_interval_ms;
             self.status_due = false;
-            self.parts.outbox.restore_reserve();
+            outbox.restore_reserve();
         }
-        let totals = self.parts.outbox.totals();
+        let totals = outbox.totals();
         let totals_changed = self.parts.snapshot.borrow().totals != totals;
         if is_due || was_settled != is_settled || totals_changed {
             let snapshot = Snapshot {
@@ -591,7 +621,7 @@ impl Collector {
         }
     }
 
-    fn status(&mut self) -> Status {
+    fn status(&mut self, outbox: &mut Outbox) -> Status {
         let mut containers: BTreeMap<&'static str, u64> = BTreeMap::new();
         for container in self
             .reconciler
@@ -600,7 +630,7 @@ impl Collector {
         {
             *containers.entry(container.state.as_str()).or_default() += 1;
         }
-        let totals = self.parts.outbox.totals();
+        let totals = outbox.totals();
         Status {
             state: self.phase,
             seq: self.reconciler.seq(),
@@ -615,8 +645,8 @@ impl Collector {
             outbox: OutboxStatus {
                 messages: totals.messages,
                 bytes: totals.bytes,
-                oldest_ms: self.parts.outbox.oldest_ms(),
-                quarantined: self.parts.outbox.quarantined(),
+                oldest_ms: outbox.oldest_ms(),
+                quarantined: outbox.quarantined(),
             },
         }
     }
@@ -718,7 +748,10 @@ impl Running {
         let beats = Arc::clone(&heartbeat);
         let thread = std::thread::Builder::new()
             .name("collector".to_owned())
-            .spawn(move || Collector::new(parts).run(incoming, &beats))?;
+            .spawn(move || {
+                let (collector, outbox) = Collector::new(parts);
+                collector.run(outbox, incoming, &beats);
+            })?;
         Ok(Self {
             inputs,
             heartbeat,

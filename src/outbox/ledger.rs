@@ -4,13 +4,14 @@ use redb::{ReadableTable as _, ReadableTableMetadata as _, Table, WriteTransacti
 use serde::Serialize;
 
 use super::chunk::{self, StoredDelta};
+use super::prepared::StoredRows;
 use super::states::StoredState;
 use super::{
     Books, CONTAINERS, DELTAS, Gap, LATEST, META, NAMESPACES, QUARANTINE, QUARANTINE_MAX,
     ROW_BYTES, SOURCES, STATES, StageDone, StoredMessage,
 };
 use crate::model::Topic;
-use crate::reconcile::{Reconciler, Row, RowKey};
+use crate::reconcile::RowKey;
 use crate::sink::{Outcome, Outgoing, Position, Report};
 use crate::wire;
 
@@ -53,7 +54,7 @@ impl From<postcard::Error> for Fault {
 }
 
 /// Renders the `gap` that stands for deltas which were lost.
-pub(super) type RenderGap<'g> = dyn Fn(&Gap) -> Outgoing + 'g;
+pub(super) type RenderGap<'g> = dyn Fn(&Gap) -> Outgoing + Sync + 'g;
 
 /// The tables of one write transaction, and the books that are written with them.
 pub(super) struct Ledger<'t> {
@@ -194,29 +195,18 @@ impl<'t> Ledger<'t> {
     }
 
     /// Writes the reconciler's rows that changed.
-    pub(super) fn write_rows<'k>(
-        &mut self,
-        rows: impl IntoIterator<Item = &'k RowKey>,
-        reconciler: &Reconciler,
-    ) -> Result<(), Fault> {
-        let buffer = &mut self.buffer;
+    pub(super) fn write_rows(&mut self, rows: &StoredRows) -> Result<(), Fault> {
         let mut containers = self.transaction.open_table(CONTAINERS)?;
         let mut namespaces = self.transaction.open_table(NAMESPACES)?;
         let mut sources = self.transaction.open_table(SOURCES)?;
-        for key in rows {
-            match (key, reconciler.row(key)) {
-                (RowKey::Container(id), Some(Row::Container(row))) if row.is_told() => {
-                    containers.insert(id.as_str(), encode("containers", row, buffer)?)?;
-                }
-                (RowKey::Namespace(inode), Some(Row::Namespace(row))) => {
-                    namespaces.insert(inode, encode("namespaces", row, buffer)?)?;
-                }
-                (RowKey::Source(id), Some(Row::Source(row))) => {
-                    sources.insert(id.as_str(), encode("sources", row, buffer)?)?;
-                }
-                (RowKey::Container(id), _) => drop(containers.remove(id.as_str())?),
-                (RowKey::Namespace(inode), _) => drop(namespaces.remove(inode)?),
-                (RowKey::Source(id), _) => drop(sources.remove(id.as_str())?),
+        for row in rows.iter() {
+            match row {
+                (RowKey::Container(id), Some(row)) => drop(containers.insert(id.as_str(), row)?),
+                (RowKey::Namespace(inode), Some(row)) => drop(namespaces.insert(inode, row)?),
+                (RowKey::Source(id), Some(row)) => drop(sources.insert(id.as_str(), row)?),
+                (RowKey::Container(id), None) => drop(containers.remove(id.as_str())?),
+                (RowKey::Namespace(inode), None) => drop(namespaces.remove(inode)?),
+                (RowKey::Source(id), None) => drop(sources.remove(id.as_str())?),
             }
         }
         Ok(())

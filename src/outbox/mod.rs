@@ -32,7 +32,7 @@
 //! 6. A delta that the bus has stays for [`KEPT_MS`] (within [`KEPT_BYTES_MAX`]), outside of what counts as owed.
 //!
 //! Where to look: `render.rs` makes what is owed of the reconciler's messages; `ledger.rs` is one transaction, `deltas.rs` the line of deltas in it, `states.rs` the state messages,
-//! `limits.rs` what goes when it is full, `ages.rs` since when what is owed waits; `reader.rs` reads for the publisher, `recover.rs` opens.
+//! `prepared.rs` what goes into it; `limits.rs` what goes when it is full, `ages.rs` since when what is owed waits; `reader.rs` reads for the publisher, `recover.rs` opens.
 
 mod ages;
 mod chunk;
@@ -44,6 +44,7 @@ mod holdings;
 mod ledger;
 mod limits;
 mod mark;
+mod prepared;
 mod read_back;
 mod reader;
 mod recover;
@@ -64,6 +65,7 @@ use coalesce::coalesce;
 pub use deltas::{KEPT_BYTES_MAX, KEPT_MS};
 pub use holdings::{Figures, Holdings, Quarantined};
 use ledger::{Fault, Ledger, RenderGap};
+pub use prepared::Prepared;
 use reader::Flow;
 pub use reader::{OutboxReader, StoredMessage};
 pub use recover::{Owner, Recovered};
@@ -370,15 +372,6 @@ impl Batch {
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.messages.is_empty() && self.reports.is_empty()
     }
-
-    /// Whether it only takes messages away.
-    fn is_only_acks(&self) -> bool {
-        let is_ack = |report: &Report| match report.outcome {
-            Outcome::Acked(_) => true,
-            Outcome::Rejected(_) | Outcome::Replaced { .. } => false,
-        };
-        self.rows.is_empty() && self.messages.is_empty() && self.reports.iter().all(is_ack)
-    }
 }
 
 impl Owed {
@@ -444,11 +437,11 @@ impl Books {
     }
 
     /// Takes over what the reconciler counts.
-    fn keep_pace(&mut self, reconciler: &Reconciler, now_ms: u64) {
-        self.meta.seq = reconciler.seq();
-        self.meta.package_seq = reconciler.package_seq();
-        self.meta.generation = reconciler.generation();
-        self.meta.opened = reconciler.opened();
+    fn keep_pace(&mut self, pace: prepared::Pace, now_ms: u64) {
+        self.meta.seq = pace.seq;
+        self.meta.package_seq = pace.package_seq;
+        self.meta.generation = pace.generation;
+        self.meta.opened = pace.opened;
         self.meta.last_alive_ms = now_ms;
     }
 }
@@ -563,8 +556,21 @@ impl Outbox {
         now_ms: u64,
         gap: &RenderGap<'_>,
     ) -> Result<Committed, OutboxError> {
+        self.commit_prepared(Prepared::new(batch, reconciler)?, now_ms, gap)
+    }
+
+    /// [Commits](Self::commit) what was prepared for it.
+    ///
+    /// # Errors
+    /// When nothing was committed: the caller goes back to [`Outbox::recover`].
+    pub fn commit_prepared(
+        &mut self,
+        batch: Prepared,
+        now_ms: u64,
+        gap: &RenderGap<'_>,
+    ) -> Result<Committed, OutboxError> {
         let mut books = self.books.clone();
-        books.keep_pace(reconciler, now_ms);
+        books.keep_pace(batch.pace, now_ms);
         let is_durable = batch.is_empty()
             || !batch.is_only_acks()
             || self.unsynced.len() + self.revived.len() >= UNSYNCED_MAX;
@@ -591,7 +597,7 @@ impl Outbox {
         let revived = &self.revived;
         let write = |ledger: &mut Ledger<'_>| {
             if !batch.rows.is_empty() {
-                ledger.write_rows(&batch.rows, reconciler)?;
+                ledger.write_rows(&batch.rows)?;
             }
             ledger.append(&deltas)?;
             for owed in &batch.messages {
