@@ -25,7 +25,7 @@ use crate::notify::{self, Notifier};
 use crate::outbox::{self, Outbox, OutboxError};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{Identity, Observation, Settings};
-use crate::runtime::discover::{Host as DiscoverHost, discover};
+use crate::runtime::discover::{Host as DiscoverHost, denied_text, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
 use crate::runtime::{Endpoint, Options, RuntimeError, containerd};
 use crate::sink::publisher::Publisher;
@@ -77,6 +77,8 @@ pub fn ready(args: &RunArgs) -> Result<Ready, Failure> {
     telemetry::start(&config.log_filter, config.log_format)
         .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
     raise_open_files();
+    // What is written tells of every container, and is for nobody else to read.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let listener = config.http_listen.map(bind).transpose()?;
     give_up_privileges(&config, args.overrides.config.as_deref());
     Ok(Ready {
@@ -142,6 +144,10 @@ struct Daemon {
     /// What reads back from the bus.
     readers: JoinSet<()>,
     watched: BTreeMap<SourceId, Endpoint>,
+    /// Places where no runtime can be looked for, each told once.
+    denied: BTreeSet<PathBuf>,
+    /// Whether it was told that there is nothing to watch.
+    told_idle: bool,
     /// Sockets whose events of containerd are read.
     hinting: BTreeSet<PathBuf>,
     publisher: tokio::task::JoinHandle<Result<(), SinkError>>,
@@ -266,6 +272,8 @@ impl Daemon {
             watches: JoinSet::new(),
             readers,
             watched: BTreeMap::new(),
+            denied: BTreeSet::new(),
+            told_idle: false,
             hinting: BTreeSet::new(),
             publisher,
             publisher_finish,
@@ -344,7 +352,14 @@ impl Daemon {
         let found = config.endpoints.is_empty();
         let endpoints = if found {
             let mut answering = Vec::new();
-            for endpoint in discover(&DiscoverHost::here()) {
+            let discovered = discover(&DiscoverHost::here());
+            for path in discovered.denied {
+                let text = denied_text(&path);
+                if self.denied.insert(path) {
+                    tracing::warn!("{text}: if there is one, it is not watched");
+                }
+            }
+            for endpoint in discovered.endpoints {
                 if !self.watched.contains_key(&endpoint.source_id()) && answers(&endpoint).await {
                     answering.push(endpoint);
                 }
@@ -356,10 +371,17 @@ impl Daemon {
         for endpoint in endpoints {
             self.watch(endpoint, found).await;
         }
-        if once && self.watched.is_empty() {
-            let message =
-                "no container runtime found: start one, or name its socket with `--endpoint`";
+        if !self.watched.is_empty() {
+            return Ok(());
+        }
+        let message = "no container runtime found: start one, or name its socket with `--endpoint`";
+        if once {
             return Err(Failure::new(EXIT_UNAVAILABLE, message));
+        }
+        if !self.told_idle {
+            self.told_idle = true;
+            let seconds = DISCOVERY_INTERVAL.as_secs();
+            tracing::warn!("{message}; it is looked for every {seconds} s");
         }
         Ok(())
     }

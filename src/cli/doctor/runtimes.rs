@@ -5,25 +5,41 @@ use futures::future::join_all;
 use super::Finding;
 use crate::cli::{EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, chain};
 use crate::config::Config;
-use crate::runtime::discover::{Host, discover};
+use crate::runtime::discover::{Discovered, Host, denied_text, discover};
 use crate::runtime::{Endpoint, RuntimeError, connect};
 
 pub(super) async fn look(config: &Config) -> Vec<Finding> {
     let is_found = config.endpoints.is_empty();
-    let endpoints = if is_found {
+    let discovered = if is_found {
         discover(&Host::here())
     } else {
-        config.endpoints.clone()
+        Discovered {
+            endpoints: config.endpoints.clone(),
+            denied: Vec::new(),
+        }
     };
-    let looking: Vec<_> = endpoints
+    let denied = discovered.denied.iter().map(|path| {
+        let remedy = "run as a user that may enter its folder, such as root, if a runtime is there";
+        Finding::limited("runtime", denied_text(path), remedy)
+    });
+    let denied: Vec<_> = denied.collect();
+    let code = if denied.is_empty() {
+        EXIT_UNAVAILABLE
+    } else {
+        EXIT_NO_PERMISSION
+    };
+    let looking: Vec<_> = discovered
+        .endpoints
         .into_iter()
         .map(|endpoint| look_at(endpoint, is_found))
         .collect();
-    let found: Vec<_> = join_all(looking).await.into_iter().flatten().collect();
-    if found.is_empty() {
+    let mut found: Vec<_> = join_all(looking).await.into_iter().flatten().collect();
+    let is_none_there = found.is_empty();
+    found.extend(denied);
+    if is_none_there {
         let remedy = "start one, or name its socket with `--endpoint`";
-        let found = "no container runtime is there";
-        return vec![Finding::unwell("runtime", found, remedy).with_code(EXIT_UNAVAILABLE)];
+        let none = "no container runtime is there";
+        found.push(Finding::unwell("runtime", none, remedy).with_code(code));
     }
     found
 }
