@@ -265,6 +265,7 @@ impl Daemon {
             heartbeat: Arc::clone(&running.heartbeat),
             renderer,
             processes: figures,
+            pids: Arc::clone(&context.options.pids),
         };
         Ok(Self {
             collector: Some(running),
@@ -405,22 +406,11 @@ impl Daemon {
         self.watch_hints(&endpoint, found);
     }
 
-    /// Reads containerd's own events at the socket of a CRI or containerd endpoint; beside a Docker that was found, at the sockets
-    /// where its containerd may be.
+    /// Reads containerd's own hints at the socket of a CRI or containerd endpoint; beside a Docker that was found, at the
+    /// sockets where its containerd may be.
     fn watch_hints(&mut self, endpoint: &Endpoint, found: bool) {
-        let (sockets, cri) = match endpoint.runtime {
-            RuntimeType::Cri => (vec![endpoint.path.clone()], Some(endpoint.source_id())),
-            RuntimeType::Containerd => (vec![endpoint.path.clone()], None),
-            RuntimeType::Docker if found => {
-                let sockets = containerd::DOCKER_SOCKETS.map(PathBuf::from);
-                (
-                    sockets.into_iter().filter(|path| path.exists()).collect(),
-                    None,
-                )
-            }
-            RuntimeType::Docker => (Vec::new(), None),
-        };
-        for socket in sockets {
+        let cri = (endpoint.runtime == RuntimeType::Cri).then(|| endpoint.source_id());
+        for socket in containerd::hint_sockets(endpoint, found) {
             let name = socket.canonicalize().unwrap_or_else(|_| socket.clone());
             // CRI's own comes with its source, and is the one to keep; a second reader would only tell the same.
             if self.hinting.insert(name) || cri.is_some() {

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::collector::Snapshot;
 use crate::heartbeat::Heartbeat;
 use crate::local::periodic::Figures;
+use crate::runtime::containerd::EarlyPids;
 use crate::runtime::watch::now_ms;
 use crate::sink::SinkHealth;
 use crate::wire::Renderer;
@@ -82,6 +83,8 @@ pub struct View {
     pub renderer: Renderer,
     /// What came of the snapshots of processes, where they are sent.
     pub processes: Option<Arc<Figures>>,
+    /// What was learned ahead of starts.
+    pub pids: Arc<EarlyPids>,
 }
 
 impl Page for View {
