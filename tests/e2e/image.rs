@@ -323,6 +323,11 @@ impl Compose {
     fn change(&self, host: &Host, bus: &str, more: &str) -> Result<()> {
         let dir = self.dir.display();
         let endpoints = endpoints(host);
+        // It is a user of its own there, which may not read a file of root's.
+        let more_of_enricher = more.replace(
+            &format!("_PASSWORD_FILE: {SECRETS}/password"),
+            &format!("_PASSWORD: {PASSWORD}"),
+        );
         let changes = format!(
             "services:
   quaymaster:
@@ -347,7 +352,7 @@ impl Compose {
     environment:
       QUAYMASTER_BUS: {bus}
       QUAYMASTER_HTTP_LISTEN: 127.0.0.1:0
-{more}    volumes:
+{more_of_enricher}    volumes:
       - {dir}/secrets:{SECRETS}:ro
 "
         );
