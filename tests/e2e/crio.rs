@@ -57,6 +57,9 @@ fn pods_of_crio_are_followed_by_its_events() -> Result<()> {
     list_and_exec_agree_with_crictl(&host)?;
     let pns = pns_of(cri.pid(&two)?)?;
     cri.stop_all()?;
+    // It does not hear its SIGTERM either.
+    let infra = i32::try_from(cri.pid(&shared)?)?;
+    kill_process(Pid::from_raw(infra).context("no pid")?, Signal::KILL)?;
     for pod in [&shared, &standing, &agent] {
         cri.call(&["stopp", pod])?;
     }

@@ -104,6 +104,7 @@ pub(crate) fn pods_are_told_by_polling(host: &Host) -> Result<()> {
     host.converged("a pod")?;
     cri.call(&["stop", &one])?;
     host.converged("a stop")?;
+    cri.stop_all()?;
     cri.call(&["stopp", &pod])?;
     cri.call(&["rmp", &pod])?;
     let messages = host.converged("a removal")?;
