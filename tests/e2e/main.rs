@@ -22,6 +22,7 @@ mod image;
 mod lab;
 mod labs;
 mod local;
+mod nested;
 mod older;
 mod operator;
 mod own;

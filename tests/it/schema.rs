@@ -164,6 +164,7 @@ fn mappings() -> Vec<Message> {
         valid_to_ms: None,
         owner: bare.clone(),
         members: vec![bare.clone()],
+        nested: false,
         seq: 0,
     };
     let shared = Mapping {
