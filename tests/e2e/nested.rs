@@ -71,8 +71,8 @@ fn is_mapped(host: &Host, pid: u32, container: &str) -> Result<String> {
 fn is_buried(host: &Host, pns: &str) -> Result<()> {
     host.told("the tombstone of a nested namespace", |messages| {
         let of_it = messages.iter().filter_map(|message| message.value.as_ref());
-        let of_it = of_it.filter(|value| value["pns"] == pns && value["nested"] == true);
-        let last = of_it.last().context("it was never mapped")?;
+        let mut of_it = of_it.filter(|value| value["pns"] == pns && value["nested"] == true);
+        let last = of_it.next_back().context("it was never mapped")?;
         ensure!(!last["valid_to_ms"].is_null(), "{last}");
         ensure!(mapping(messages, pns).is_err(), "it is mapped still");
         Ok(())
