@@ -253,6 +253,16 @@ impl Daemon {
             .sum()
     }
 
+    /// What told of processes ahead of their containers' starts.
+    pub(crate) fn print_hints(&self) {
+        let pids = &self.context.options.pids;
+        println!(
+            "first told of: {} processes by bundles, {} by events",
+            pids.of_bundles(),
+            pids.of_events()
+        );
+    }
+
     /// Ends it, and gives its state.
     pub(crate) async fn end(mut self) -> anyhow::Result<tempfile::TempDir> {
         self.stop.cancel();

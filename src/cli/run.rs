@@ -26,7 +26,7 @@ use crate::notify::{self, Notifier};
 use crate::outbox::{self, Outbox, OutboxError};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{Identity, NestedQuery, Observation, Settings};
-use crate::runtime::discover::{Host as DiscoverHost, discover};
+use crate::runtime::discover::{Host as DiscoverHost, denied_text, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
 use crate::runtime::{Endpoint, Options, RuntimeError, containerd};
 use crate::sink::publisher::Publisher;
@@ -80,6 +80,8 @@ pub fn ready(args: &RunArgs) -> Result<Ready, Failure> {
     telemetry::start(&config.log_filter, config.log_format)
         .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
     raise_open_files();
+    // What is written tells of every container, and is for nobody else to read.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let listener = config.http_listen.map(bind).transpose()?;
     give_up_privileges(&config, args.overrides.config.as_deref());
     Ok(Ready {
@@ -145,6 +147,10 @@ struct Daemon {
     /// What reads back from the bus, and what looks for nested namespaces.
     readers: JoinSet<()>,
     watched: BTreeMap<SourceId, Endpoint>,
+    /// Places where no runtime can be looked for, each told once.
+    denied: BTreeSet<PathBuf>,
+    /// Whether it was told that there is nothing to watch.
+    told_idle: bool,
     /// Sockets whose events of containerd are read.
     hinting: BTreeSet<PathBuf>,
     publisher: tokio::task::JoinHandle<Result<(), SinkError>>,
@@ -268,6 +274,7 @@ impl Daemon {
             heartbeat: Arc::clone(&running.heartbeat),
             renderer,
             processes: figures,
+            pids: Arc::clone(&context.options.pids),
         };
         Ok(Self {
             collector: Some(running),
@@ -275,6 +282,8 @@ impl Daemon {
             watches: JoinSet::new(),
             readers,
             watched: BTreeMap::new(),
+            denied: BTreeSet::new(),
+            told_idle: false,
             hinting: BTreeSet::new(),
             publisher,
             publisher_finish,
@@ -353,7 +362,14 @@ impl Daemon {
         let found = config.endpoints.is_empty();
         let endpoints = if found {
             let mut answering = Vec::new();
-            for endpoint in discover(&DiscoverHost::here()) {
+            let discovered = discover(&DiscoverHost::here());
+            for path in discovered.denied {
+                let text = denied_text(&path);
+                if self.denied.insert(path) {
+                    tracing::warn!("{text}: if there is one, it is not watched");
+                }
+            }
+            for endpoint in discovered.endpoints {
                 if !self.watched.contains_key(&endpoint.source_id()) && answers(&endpoint).await {
                     answering.push(endpoint);
                 }
@@ -365,10 +381,17 @@ impl Daemon {
         for endpoint in endpoints {
             self.watch(endpoint, found).await;
         }
-        if once && self.watched.is_empty() {
-            let message =
-                "no container runtime found: start one, or name its socket with `--endpoint`";
+        if !self.watched.is_empty() {
+            return Ok(());
+        }
+        let message = "no container runtime found: start one, or name its socket with `--endpoint`";
+        if once {
             return Err(Failure::new(EXIT_UNAVAILABLE, message));
+        }
+        if !self.told_idle {
+            self.told_idle = true;
+            let seconds = DISCOVERY_INTERVAL.as_secs();
+            tracing::warn!("{message}; it is looked for every {seconds} s");
         }
         Ok(())
     }
@@ -392,22 +415,11 @@ impl Daemon {
         self.watch_hints(&endpoint, found);
     }
 
-    /// Reads containerd's own events at the socket of a CRI or containerd endpoint; beside a Docker that was found, at the sockets
-    /// where its containerd may be.
+    /// Reads containerd's own hints at the socket of a CRI or containerd endpoint; beside a Docker that was found, at the
+    /// sockets where its containerd may be.
     fn watch_hints(&mut self, endpoint: &Endpoint, found: bool) {
-        let (sockets, cri) = match endpoint.runtime {
-            RuntimeType::Cri => (vec![endpoint.path.clone()], Some(endpoint.source_id())),
-            RuntimeType::Containerd => (vec![endpoint.path.clone()], None),
-            RuntimeType::Docker if found => {
-                let sockets = containerd::DOCKER_SOCKETS.map(PathBuf::from);
-                (
-                    sockets.into_iter().filter(|path| path.exists()).collect(),
-                    None,
-                )
-            }
-            RuntimeType::Docker => (Vec::new(), None),
-        };
-        for socket in sockets {
+        let cri = (endpoint.runtime == RuntimeType::Cri).then(|| endpoint.source_id());
+        for socket in containerd::hint_sockets(endpoint, found) {
             let name = socket.canonicalize().unwrap_or_else(|_| socket.clone());
             // CRI's own comes with its source, and is the one to keep; a second reader would only tell the same.
             if self.hinting.insert(name) || cri.is_some() {

@@ -53,7 +53,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "state_dir",
         flag: Some("state_dir"),
-        about: "Where the state and the outbox live; one collector each.",
+        about: "Where the state and the outbox live; one collector each. By default what the service manager made for it (STATE_DIRECTORY), root's /var/lib/quaymaster, or quaymaster in the user's XDG_STATE_HOME.",
         sample: "",
         value: |config| text(config.state_dir.display()),
     },

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::View;
 use crate::collector::Snapshot;
 use crate::local::periodic::Figures;
+use crate::runtime::containerd::EarlyPids;
 use crate::wire::RuntimeStatus;
 
 type Labels = Vec<(&'static str, String)>;
@@ -46,6 +47,7 @@ pub(super) fn text(view: &View) -> Result<String, fmt::Error> {
     );
     collector(&mut registry, &snapshot);
     runtimes(&mut registry, &snapshot.status.runtimes);
+    early(&mut registry, &view.pids);
     if let Some(figures) = &view.processes {
         processes(&mut registry, figures);
     }
@@ -124,6 +126,19 @@ fn collector(registry: &mut Registry, snapshot: &Snapshot) {
     ] {
         count(registry, name, help, value);
     }
+}
+
+fn early(registry: &mut Registry, pids: &EarlyPids) {
+    let hints = Family::<Labels, Counter>::default();
+    for (origin, value) in [("bundle", pids.of_bundles()), ("event", pids.of_events())] {
+        let labels = vec![("origin", origin.to_owned())];
+        hints.get_or_create(&labels).inc_by(value);
+    }
+    let help =
+        "Processes that were seen ahead of their container's start, by what told of them first";
+    registry.register("hints", help, hints);
+    let help = "Bundles of containerd's shims that were not understood";
+    count(registry, "skipped_bundles", help, pids.skipped());
 }
 
 fn processes(registry: &mut Registry, figures: &Figures) {
