@@ -12,6 +12,8 @@ mod cold;
 mod collector;
 mod consume;
 mod contract;
+mod cri_dockerd;
+mod crio;
 mod early;
 mod engines;
 mod enrich;
