@@ -24,6 +24,7 @@ mod image;
 mod lab;
 mod labs;
 mod local;
+mod nested;
 mod older;
 mod operator;
 mod own;
