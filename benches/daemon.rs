@@ -150,6 +150,7 @@ impl Daemon {
             committed: Arc::clone(&committed),
             status: status_tx,
             snapshot: snapshot_tx,
+            nested: mpsc::channel(1).0,
         })?;
         let stop = CancellationToken::new();
         let (health, _) = watch::channel(SinkHealth::default());

@@ -149,6 +149,8 @@ pub struct Config {
     pub pns_refresh: Duration,
     /// Most mappings that linger at once.
     pub pns_held_max: usize,
+    /// Whether PID namespaces below those of containers are mapped.
+    pub pns_nested: bool,
     /// Bytes of messages that may wait.
     pub outbox_max_bytes: u64,
     /// Time between two snapshots of the processes, where they are sent.
@@ -346,6 +348,7 @@ impl Config {
             pns_linger: duration("pns.linger", linger.as_deref().unwrap_or("10m"))?,
             pns_refresh: duration("pns.refresh", raw.pns.refresh.as_deref().unwrap_or("1h"))?,
             pns_held_max: raw.pns.held_max.unwrap_or(4_096),
+            pns_nested: raw.pns.nested.unwrap_or(true),
             outbox_max_bytes,
             processes_interval,
             keep_privileges: flags.keep_privileges || raw.keep_privileges,

@@ -19,12 +19,13 @@ use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Fai
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
 use crate::config::{Config, Overrides, keys};
 use crate::fdstore::FdStore;
+use crate::local::nested;
 use crate::local::periodic::{Figures, Periodic};
 use crate::model::{RuntimeType, SourceId};
 use crate::notify::{self, Notifier};
 use crate::outbox::{self, Outbox, OutboxError};
 use crate::procfs::ProcessTable;
-use crate::reconcile::{Identity, Observation, Settings};
+use crate::reconcile::{Identity, NestedQuery, Observation, Settings};
 use crate::runtime::discover::{Host as DiscoverHost, denied_text, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
 use crate::runtime::{Endpoint, Options, RuntimeError, containerd};
@@ -48,6 +49,8 @@ const JITTER: f64 = 0.05;
 const ONCE_GRACE: Duration = Duration::from_secs(60);
 /// Status messages between the collector and the publisher.
 const STATUS_QUEUE_MAX: usize = 16;
+/// Looks for nested namespaces that wait behind the one under way: the next one says it all.
+const NESTED_QUERIES_MAX: usize = 1;
 
 /// The arguments of `quaymaster run`.
 #[derive(clap::Args, Clone, Debug)]
@@ -141,7 +144,7 @@ struct Daemon {
     collector: Option<Running>,
     context: WatchContext,
     watches: JoinSet<()>,
-    /// What reads back from the bus.
+    /// What reads back from the bus, and what looks for nested namespaces.
     readers: JoinSet<()>,
     watched: BTreeMap<SourceId, Endpoint>,
     /// Places where no runtime can be looked for, each told once.
@@ -258,6 +261,12 @@ impl Daemon {
                 stop.clone(),
             ));
         }
+        readers.spawn(nested::watch(
+            channels.nested,
+            Arc::clone(&context.processes),
+            context.observations.clone(),
+            stop.clone(),
+        ));
         readers.spawn(twin::watch(status_reader, config.bus.clone(), own, stop));
         let view = http::View {
             snapshot: channels.snapshot.clone(),
@@ -552,6 +561,7 @@ struct Channels {
     committed: Arc<Notify>,
     status: mpsc::Receiver<crate::sink::Outgoing>,
     snapshot: watch::Receiver<Snapshot>,
+    nested: mpsc::Receiver<Box<NestedQuery>>,
 }
 
 fn parts(
@@ -604,6 +614,7 @@ fn parts(
     let committed = Arc::new(Notify::new());
     let (status_tx, status) = mpsc::channel(STATUS_QUEUE_MAX);
     let (snapshot_tx, snapshot) = watch::channel(Snapshot::default());
+    let (queries, nested) = mpsc::channel(NESTED_QUERIES_MAX);
     let parts = Parts {
         outbox: opened.outbox,
         restored: opened.restored,
@@ -619,6 +630,7 @@ fn parts(
             held_max: config.pns_held_max,
             pns_refresh_ms: millis(config.pns_refresh),
             records_refresh_ms: config.records_refresh.map(millis),
+            nested: config.pns_nested,
             ..Settings::default()
         },
         renderer: Renderer::new(
@@ -635,11 +647,13 @@ fn parts(
         committed: Arc::clone(&committed),
         status: status_tx,
         snapshot: snapshot_tx,
+        nested: queries,
     };
     let channels = Channels {
         committed,
         status,
         snapshot,
+        nested,
     };
     Ok((parts, channels))
 }

@@ -297,6 +297,13 @@ pub const KEYS: &[Key] = &[
         value: |config| number(i64::try_from(config.pns_held_max).unwrap_or(i64::MAX)),
     },
     Key {
+        name: "pns.nested",
+        flag: None,
+        about: "Map PID namespaces below those of containers (Docker in Docker, sandboxes): one look at all processes at each resync.",
+        sample: "",
+        value: |config| Some(Value::Boolean(config.pns_nested)),
+    },
+    Key {
         name: "outbox.max_bytes",
         flag: Some("outbox_max_bytes"),
         about: "Bytes of messages that wait for the bus, beyond which the oldest deltas go.",

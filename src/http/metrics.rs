@@ -80,6 +80,11 @@ fn collector(registry: &mut Registry, snapshot: &Snapshot) {
             snapshot.namespace_fds as u64,
         ),
         (
+            "nested_namespaces",
+            "Nested PID namespaces that are mapped",
+            snapshot.nested as u64,
+        ),
+        (
             "resync_package_seq",
             "The newest resync",
             status.resync.package_seq,
@@ -107,6 +112,16 @@ fn collector(registry: &mut Registry, snapshot: &Snapshot) {
             "resync_missed_changes",
             "Changes that resyncs found and no event had told",
             status.resync.missed,
+        ),
+        (
+            "nested_namespaces_skipped",
+            "Nested PID namespaces that looks left out because too many were mapped",
+            snapshot.nested_skipped,
+        ),
+        (
+            "nested_processes_denied",
+            "Processes that looks for nested PID namespaces might not read",
+            snapshot.nested_denied,
         ),
     ] {
         count(registry, name, help, value);

@@ -105,7 +105,7 @@ fn a_full_host_is_told_at_the_start_with_one_update_each_at_most() -> Result<()>
 }
 
 /// What runc's wrapper noted: the namespace of each container's init process.
-fn observed(host: &Host) -> Result<BTreeMap<String, String>> {
+pub(crate) fn observed(host: &Host) -> Result<BTreeMap<String, String>> {
     let text = std::fs::read_to_string(host.lab.value("LAB_OBSERVED")?)?;
     let pairs = text.lines().filter_map(|line| line.split_once(' '));
     Ok(pairs
@@ -114,7 +114,7 @@ fn observed(host: &Host) -> Result<BTreeMap<String, String>> {
 }
 
 /// The namespace that was mapped to each container at any time.
-fn every_mapping(messages: &[Message]) -> Result<BTreeMap<String, String>> {
+pub(crate) fn every_mapping(messages: &[Message]) -> Result<BTreeMap<String, String>> {
     let mut mapped = BTreeMap::new();
     for message in messages.iter().filter(|message| message.topic == "pns") {
         let Some(value) = &message.value else {
