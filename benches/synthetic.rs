@@ -367,6 +367,7 @@ fn decide(reconciler: &mut Reconciler, group: Vec<Observation>) -> Decided {
                 Effect::List { .. }
                 | Effect::Inspect { .. }
                 | Effect::ReadProcess { .. }
+                | Effect::FindNested(_)
                 | Effect::ReleaseNamespace(_) => {}
             }
         }

@@ -26,7 +26,8 @@ use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
 use crate::outbox::{Batch, Committed, Gap, Outbox, OutboxError, Stage, StageDone, Totals};
 use crate::procfs::ProcessTable;
 use crate::reconcile::{
-    Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings, Tracked,
+    Effect, FdToken, Identity, NestedQuery, Observation, Reconciler, Restored, Row, RowKey,
+    Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, OwnKey, Report};
@@ -104,6 +105,12 @@ pub struct Snapshot {
     pub namespace_fds: usize,
     /// Commits that failed.
     pub failed_commits: u64,
+    /// Nested PID namespaces that are mapped, lingering ones too.
+    pub nested: usize,
+    /// Nested PID namespaces that were left out, because too many were mapped.
+    pub nested_skipped: u64,
+    /// Processes that might not be read when nested namespaces were looked for.
+    pub nested_denied: u64,
 }
 
 /// What the collector works with.
@@ -132,6 +139,8 @@ pub struct Parts {
     pub status: mpsc::Sender<Outgoing>,
     /// Takes what others may know.
     pub snapshot: watch::Sender<Snapshot>,
+    /// Takes queries for nested namespaces. One that finds no room is dropped: a look is under way then.
+    pub nested: mpsc::Sender<Box<NestedQuery>>,
 }
 
 /// The collector's state, but for the outbox: what decides needs none.
@@ -143,6 +152,7 @@ struct Collector {
     messages: Vec<Message>,
     released: Vec<FdToken>,
     requests: Vec<(SourceId, Request)>,
+    query: Option<Box<NestedQuery>>,
     /// Inspects for which a sketch will do, in one request for each runtime.
     sketches: BTreeMap<SourceId, Vec<(ContainerId, ContainerKind)>>,
     lost: Vec<(Option<u64>, oneshot::Sender<()>)>,
@@ -172,6 +182,7 @@ struct Tools {
     committed: Arc<Notify>,
     status: mpsc::Sender<Outgoing>,
     snapshot: watch::Sender<Snapshot>,
+    nested: mpsc::Sender<Box<NestedQuery>>,
 }
 
 impl Collector {
@@ -194,12 +205,14 @@ impl Collector {
                 committed: parts.committed,
                 status: parts.status,
                 snapshot: parts.snapshot,
+                nested: parts.nested,
             },
             watched: BTreeMap::new(),
             batch: Batch::default(),
             messages: Vec::new(),
             released: Vec::new(),
             requests: Vec::new(),
+            query: None,
             sketches: BTreeMap::new(),
             lost: Vec::new(),
             phase: "starting",
@@ -304,6 +317,7 @@ impl Collector {
             | Observation::Event { .. }
             | Observation::Inspected { .. }
             | Observation::Process { .. }
+            | Observation::NestedLooked { .. }
             | Observation::MappingAcked { .. }
             | Observation::TombstoneAcked { .. }
             | Observation::SnapshotDue
@@ -347,6 +361,7 @@ impl Collector {
                         let reading = self.parts.processes.read(pid);
                         queue.push_back(Observation::Process { id, pid, reading });
                     }
+                    Effect::FindNested(query) => self.query = Some(query),
                     Effect::ReleaseNamespace(fd) => self.released.push(fd),
                 }
             }
@@ -430,7 +445,7 @@ impl Collector {
                 if decided.read_back.is_some() {
                     outbox.read_back_is_done();
                 }
-                self.act(decided.requests);
+                self.act(decided.requests, decided.query);
                 self.release(decided.released);
                 self.settle(committed.settled);
                 self.publish_status(outbox, decided.now_ms);
@@ -479,6 +494,8 @@ impl Collector {
                 "the bus lost what it had acknowledged; it is sent again"
             );
             outbox.owe_read_back();
+            // Those that a failed commit has left are of before the loss too.
+            self.batch.reports.clear();
             self.observe(Observation::StateDue);
             self.commit(outbox);
             self.parts.committed.notify_one();
@@ -487,12 +504,16 @@ impl Collector {
         }
     }
 
-    fn act(&mut self, requests: Vec<(SourceId, Request)>) {
+    fn act(&mut self, requests: Vec<(SourceId, Request)>, query: Option<Box<NestedQuery>>) {
         for (source, request) in requests {
             if let Some(watched) = self.watched.get(&source) {
                 // A watch that has ended takes no requests; SourceDown or the end of all is on its way.
                 let _ = watched.requests.send(request);
             }
+        }
+        if let Some(query) = query {
+            // Whoever looks may be at it still, or have ended.
+            let _ = self.parts.nested.try_send(query);
         }
     }
 
@@ -525,6 +546,7 @@ impl Collector {
             "the state cannot be written; what was seen since counts as not seen, and everything is listed again"
         );
         self.requests.clear();
+        self.query = None;
         self.sketches.clear();
         self.messages.clear();
         self.is_ahead = false;
@@ -616,6 +638,9 @@ impl Collector {
                 is_settled,
                 namespace_fds: self.parts.processes.fds().count(),
                 failed_commits: self.failed_commits,
+                nested: self.reconciler.nested_count(),
+                nested_skipped: self.reconciler.counters().nested_skipped,
+                nested_denied: self.reconciler.counters().nested_denied,
             };
             self.parts.snapshot.send_replace(snapshot);
         }

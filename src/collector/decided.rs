@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::{Collector, gap_renderer};
 use crate::model::SourceId;
 use crate::outbox::{self, Committed, Outbox, OutboxError, Prepared};
-use crate::reconcile::{FdToken, RowKey};
+use crate::reconcile::{FdToken, NestedQuery, RowKey};
 use crate::runtime::watch::{Request, now_ms};
 use crate::sink::{OwnKey, Report};
 use crate::wire::Renderer;
@@ -29,6 +29,7 @@ pub(super) struct Decided {
     pub(super) saved: BTreeSet<RowKey>,
     pub(super) read_back: Option<Vec<OwnKey>>,
     pub(super) requests: Vec<(SourceId, Request)>,
+    pub(super) query: Option<Box<NestedQuery>>,
     pub(super) released: Vec<FdToken>,
 }
 
@@ -44,6 +45,7 @@ impl Decided {
             saved: BTreeSet::new(),
             read_back: None,
             requests: Vec::new(),
+            query: None,
             released: Vec::new(),
         }
     }
@@ -114,6 +116,7 @@ impl Collector {
             saved,
             read_back: self.read_back.take(),
             requests,
+            query: self.query.take(),
             released: std::mem::take(&mut self.released),
             prepared: is_due.then(|| Prepared::new(batch, &self.reconciler)),
             now_ms: now,

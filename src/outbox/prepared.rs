@@ -127,7 +127,7 @@ impl Outbox {
         thread::scope(|scope| {
             let committer = thread::Builder::new()
                 .name("committer".to_owned())
-                .spawn_scoped(scope, &commit);
+                .spawn_scoped(scope, commit);
             let done = meanwhile();
             match committer.map(thread::ScopedJoinHandle::join) {
                 Ok(Ok(committed)) => (committed, done),
@@ -176,6 +176,7 @@ mod tests {
             | Effect::List { .. }
             | Effect::Inspect { .. }
             | Effect::ReadProcess { .. }
+            | Effect::FindNested(_)
             | Effect::ReleaseNamespace(_) => None,
         });
         let batch = Batch {

@@ -696,6 +696,25 @@ fn what_the_bus_lost_is_owed_again_as_it_was() {
 }
 
 #[test]
+fn an_acknowledgement_of_before_a_failed_commit_does_not_outlive_a_loss() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join(STATE_FILE);
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    let batch = deltas(&mut outbox, 1..=5, "x");
+    commit(&mut outbox, batch);
+    let all = stored(&outbox);
+    let earlier = std::fs::read(&file).expect("it can be read");
+    commit(&mut outbox, acks(all.iter().map(|message| message.row)));
+    go_back_to(&mut outbox, &file, &earlier);
+
+    outbox
+        .owe_again(Some(3), NOW_MS, &gap)
+        .expect("it can be committed");
+    commit(&mut outbox, Batch::default());
+    assert_eq!(stored(&outbox), all, "the bus has lost the last three");
+}
+
+#[test]
 fn where_the_kept_tail_does_not_reach_a_gap_stands_before_it() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let mut outbox = open(folder.path(), u64::MAX).outbox;
@@ -778,6 +797,38 @@ fn a_delta_with_a_gap_in_its_place_needs_none_behind_it() {
     assert_eq!(outbox.totals(), Totals::default());
     assert_eq!(outbox.quarantined(), 1);
     assert!(outbox.take_snapshot_due());
+}
+
+#[test]
+fn the_state_of_a_newer_version_is_left_to_it() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    outbox.books.meta.format = FORMAT + 1;
+    commit(&mut outbox, Batch::default());
+    drop(outbox);
+    for _ in 0..2 {
+        let refused = Outbox::open(folder.path(), &owner("host"), Options::default());
+        assert!(matches!(
+            refused.err(),
+            Some(OutboxError::Format { found, .. }) if found == FORMAT + 1
+        ));
+    }
+}
+
+#[test]
+fn nobody_else_reads_a_state_in_a_directory_that_others_enter() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = |path: &Path| {
+        let metadata = std::fs::metadata(path).expect("it is there");
+        metadata.permissions().mode() & 0o777
+    };
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let shared = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), shared).expect("it is ours");
+    drop(open(folder.path(), u64::MAX));
+    assert_eq!(mode(&folder.path().join(STATE_FILE)), 0o600);
+    // The directory may be one that others need: `--state-dir /tmp`.
+    assert_eq!(mode(folder.path()), 0o755);
 }
 
 #[test]

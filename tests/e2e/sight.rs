@@ -82,6 +82,17 @@ pub(crate) fn address_in(mut log: impl FnMut() -> Result<String>) -> Result<Stri
     })
 }
 
+/// One sample of what a collector itself shows at `/metrics`.
+pub(crate) fn metric(address: &str, sample: &str) -> Result<f64> {
+    let url = format!("http://{address}/metrics");
+    let text = output_of(Command::new("curl").args(["-sf", "-m", "10", &url]))?;
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(sample));
+    let value = values
+        .next()
+        .with_context(|| format!("no {sample}: {text}"))?;
+    Ok(value.trim().parse()?)
+}
+
 /// What Prometheus says of the two jobs of `deploy/prometheus/prometheus.yml`: both are up, and all alerts are there.
 pub(crate) fn both_jobs_are_up(address: &str) -> Result<()> {
     let prometheus = Prometheus(address.to_owned());
@@ -94,7 +105,11 @@ pub(crate) fn both_jobs_are_up(address: &str) -> Result<()> {
     }
     let rules = prometheus.get("rules", None)?;
     let alerts = std::fs::read_to_string(deployed("prometheus/alerts.yml"))?;
-    let there = rules["groups"][0]["rules"].as_array().map_or(0, Vec::len);
+    let groups = rules["groups"].as_array().context("groups of rules")?;
+    let there: usize = groups
+        .iter()
+        .map(|group| group["rules"].as_array().map_or(0, Vec::len))
+        .sum();
     ensure!(
         there == alerts.matches("- alert:").count(),
         "{there} rules: {rules}"
@@ -125,6 +140,21 @@ pub(crate) fn check_rules() -> Result<()> {
         let file = deployed("prometheus").join(file);
         output_of(Command::new("promtool").args([verb, "rules"]).arg(file))?;
     }
+    // Debian's Prometheus is built without the discovery of Kubernetes: all else of that job is looked at.
+    let job = std::fs::read_to_string(deployed("prometheus/kubernetes.yml"))?;
+    let discovery = "kubernetes_sd_configs:\n      - role: pod\n";
+    ensure!(job.contains(discovery), "no discovery of pods: {job}");
+    let mut file = tempfile::NamedTempFile::new()?;
+    let job = job.replace(
+        discovery,
+        "static_configs:\n      - targets: [\"pod:9464\"]\n",
+    );
+    std::io::Write::write_all(&mut file, job.as_bytes())?;
+    output_of(
+        Command::new("promtool")
+            .args(["check", "config"])
+            .arg(file.path()),
+    )?;
     Ok(())
 }
 

@@ -382,6 +382,7 @@ impl Script {
             | Effect::List { .. }
             | Effect::Inspect { .. }
             | Effect::ReadProcess { .. }
+            | Effect::FindNested(_)
             | Effect::ReleaseNamespace(_) => None,
         })
     }
@@ -418,6 +419,7 @@ impl Script {
             | Effect::List { .. }
             | Effect::Inspect { .. }
             | Effect::ReadProcess { .. }
+            | Effect::FindNested(_)
             | Effect::ReleaseNamespace(_) => None,
         });
         found.collect()
