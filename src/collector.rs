@@ -20,7 +20,7 @@ use crate::local::tenants::Tenant;
 use crate::model::message::Message;
 use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
 use crate::outbox::{self, Batch, Committed, Gap, Outbox, Stage, StageDone, Totals};
-use crate::procfs::ProcessTable;
+use crate::procfs::{FirstLook, ProcessTable};
 use crate::reconcile::{
     Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings, Tracked,
 };
@@ -141,6 +141,8 @@ pub struct Collector {
     requests: Vec<(SourceId, Request)>,
     /// Inspects for which a sketch will do, in one request for each runtime.
     sketches: BTreeMap<SourceId, Vec<(ContainerId, ContainerKind)>>,
+    /// The look at the process table for sketches, while an epoch opens.
+    first_look: Option<Arc<FirstLook>>,
     lost: Vec<(Option<u64>, oneshot::Sender<()>)>,
     phase: &'static str,
     resync: ResyncStatus,
@@ -194,6 +196,7 @@ impl Collector {
             released: Vec::new(),
             requests: Vec::new(),
             sketches: BTreeMap::new(),
+            first_look: None,
             lost: Vec::new(),
             phase: "starting",
             resync: ResyncStatus::default(),
@@ -204,6 +207,10 @@ impl Collector {
             failures_in_a_row: 0,
             read_back: None,
         };
+        if !collector.reconciler.opened() {
+            let look = FirstLook::begin(&collector.parts.processes);
+            collector.first_look = Some(Arc::new(look));
+        }
         collector.observe(Observation::Began {
             last_alive_ms: parts.last_alive_ms,
             owed: parts.owed,
@@ -464,10 +471,15 @@ impl Collector {
     }
 
     fn act(&mut self) {
+        if self.reconciler.opened() {
+            self.first_look = None;
+        }
         let sketches = std::mem::take(&mut self.sketches);
-        let sketches = sketches
-            .into_iter()
-            .map(|(source, wanted)| (source, Request::Sketch { wanted }));
+        let sketches = sketches.into_iter().map(|(source, wanted)| {
+            let begin = || Arc::new(FirstLook::begin(&self.parts.processes));
+            let look = Arc::clone(self.first_look.get_or_insert_with(begin));
+            (source, Request::Sketch { wanted, look })
+        });
         for (source, request) in self.requests.drain(..).chain(sketches) {
             if let Some(watched) = self.watched.get(&source) {
                 // A watch that has ended takes no requests; SourceDown or the end of all is on its way.
@@ -544,6 +556,7 @@ impl Collector {
                 source,
                 runtime,
                 streaming,
+                is_listing: false,
             });
         }
     }
