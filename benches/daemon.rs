@@ -150,6 +150,7 @@ impl Daemon {
             committed: Arc::clone(&committed),
             status: status_tx,
             snapshot: snapshot_tx,
+            nested: mpsc::channel(1).0,
         })?;
         let stop = CancellationToken::new();
         let (health, _) = watch::channel(SinkHealth::default());
@@ -250,6 +251,16 @@ impl Daemon {
             .values()
             .map(|figures| figures.calls.load(Ordering::Relaxed))
             .sum()
+    }
+
+    /// What told of processes ahead of their containers' starts.
+    pub(crate) fn print_hints(&self) {
+        let pids = &self.context.options.pids;
+        println!(
+            "first told of: {} processes by bundles, {} by events",
+            pids.of_bundles(),
+            pids.of_events()
+        );
     }
 
     /// Ends it, and gives its state.

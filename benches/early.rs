@@ -86,6 +86,7 @@ async fn measure() -> anyhow::Result<()> {
         tokio::time::sleep(SETTLE).await;
         print_early(name, &starts, &times)?;
     }
+    daemon.print_hints();
     observer.kill()?;
     observer.wait()?;
     daemon.end().await?;

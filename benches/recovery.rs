@@ -78,6 +78,7 @@ pub(crate) fn fill(directory: &Path) -> anyhow::Result<()> {
                     Effect::List { .. }
                     | Effect::Inspect { .. }
                     | Effect::ReadProcess { .. }
+                    | Effect::FindNested(_)
                     | Effect::ReleaseNamespace(_) => {}
                 }
             }

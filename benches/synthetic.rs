@@ -329,6 +329,7 @@ impl Store {
                     Effect::List { .. }
                     | Effect::Inspect { .. }
                     | Effect::ReadProcess { .. }
+                    | Effect::FindNested(_)
                     | Effect::ReleaseNamespace(_) => {}
                 }
             }

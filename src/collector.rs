@@ -22,7 +22,8 @@ use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
 use crate::outbox::{self, Batch, Committed, Gap, Outbox, Stage, StageDone, Totals};
 use crate::procfs::{FirstLook, ProcessTable};
 use crate::reconcile::{
-    Effect, FdToken, Identity, Observation, Reconciler, Restored, Row, RowKey, Settings, Tracked,
+    Effect, FdToken, Identity, NestedQuery, Observation, Reconciler, Restored, Row, RowKey,
+    Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, OwnKey, Report};
@@ -100,6 +101,12 @@ pub struct Snapshot {
     pub namespace_fds: usize,
     /// Commits that failed.
     pub failed_commits: u64,
+    /// Nested PID namespaces that are mapped, lingering ones too.
+    pub nested: usize,
+    /// Nested PID namespaces that were left out, because too many were mapped.
+    pub nested_skipped: u64,
+    /// Processes that might not be read when nested namespaces were looked for.
+    pub nested_denied: u64,
 }
 
 /// What the collector works with.
@@ -128,6 +135,8 @@ pub struct Parts {
     pub status: mpsc::Sender<Outgoing>,
     /// Takes what others may know.
     pub snapshot: watch::Sender<Snapshot>,
+    /// Takes queries for nested namespaces. One that finds no room is dropped: a look is under way then.
+    pub nested: mpsc::Sender<Box<NestedQuery>>,
 }
 
 /// The collector's state.
@@ -139,6 +148,7 @@ pub struct Collector {
     messages: Vec<(u64, Message)>,
     released: Vec<FdToken>,
     requests: Vec<(SourceId, Request)>,
+    query: Option<Box<NestedQuery>>,
     /// Inspects for which a sketch will do, in one request for each runtime.
     sketches: BTreeMap<SourceId, Vec<(ContainerId, ContainerKind)>>,
     /// The look at the process table for sketches, while an epoch opens.
@@ -167,6 +177,7 @@ struct Tools {
     committed: Arc<Notify>,
     status: mpsc::Sender<Outgoing>,
     snapshot: watch::Sender<Snapshot>,
+    nested: mpsc::Sender<Box<NestedQuery>>,
 }
 
 impl Collector {
@@ -189,12 +200,14 @@ impl Collector {
                 committed: parts.committed,
                 status: parts.status,
                 snapshot: parts.snapshot,
+                nested: parts.nested,
             },
             watched: BTreeMap::new(),
             batch: Batch::default(),
             messages: Vec::new(),
             released: Vec::new(),
             requests: Vec::new(),
+            query: None,
             sketches: BTreeMap::new(),
             first_look: None,
             lost: Vec::new(),
@@ -288,6 +301,7 @@ impl Collector {
             | Observation::Event { .. }
             | Observation::Inspected { .. }
             | Observation::Process { .. }
+            | Observation::NestedLooked { .. }
             | Observation::MappingAcked { .. }
             | Observation::TombstoneAcked { .. }
             | Observation::SnapshotDue
@@ -331,6 +345,7 @@ impl Collector {
                         let reading = self.parts.processes.read(pid);
                         queue.push_back(Observation::Process { id, pid, reading });
                     }
+                    Effect::FindNested(query) => self.query = Some(query),
                     Effect::ReleaseNamespace(fd) => self.released.push(fd),
                 }
             }
@@ -486,6 +501,10 @@ impl Collector {
                 let _ = watched.requests.send(request);
             }
         }
+        if let Some(query) = self.query.take() {
+            // Whoever looks may be at it still, or have ended.
+            let _ = self.parts.nested.try_send(query);
+        }
         self.release();
     }
 
@@ -518,6 +537,7 @@ impl Collector {
             "the state cannot be written; what was seen since counts as not seen, and everything is listed again"
         );
         self.requests.clear();
+        self.query = None;
         self.sketches.clear();
         self.messages.clear();
         let wait = COMMIT_RETRY.0 * 2_u32.saturating_pow(self.failures_in_a_row);
@@ -599,6 +619,9 @@ impl Collector {
                 is_settled,
                 namespace_fds: self.parts.processes.fds().count(),
                 failed_commits: self.failed_commits,
+                nested: self.reconciler.nested_count(),
+                nested_skipped: self.reconciler.counters().nested_skipped,
+                nested_denied: self.reconciler.counters().nested_denied,
             };
             self.parts.snapshot.send_replace(snapshot);
         }

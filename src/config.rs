@@ -9,7 +9,9 @@ mod fuzz;
 pub mod keys;
 mod raw;
 
+use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,12 +39,18 @@ pub struct Overrides {
     #[arg(long, value_name = "FILE", env = "QUAYMASTER_CONFIG")]
     pub config: Option<PathBuf>,
     /// Where messages go: stdout:, kafka://HOST:PORT[,HOST:PORT…] or nats://HOST:PORT
-    #[arg(long, value_name = "URL", env = "QUAYMASTER_BUS")]
+    // A password that stands here by mistake is not for `--help` to show.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "QUAYMASTER_BUS",
+        hide_env_values = true
+    )]
     pub bus: Option<String>,
     /// Where the state and the outbox live
     #[arg(long, value_name = "DIR", env = "QUAYMASTER_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
-    /// A runtime's socket, docker=unix:///PATH or cri=unix:///PATH; repeatable; instead of discovery
+    /// A runtime's socket: docker=, cri= or containerd=, then unix:///PATH; repeatable; instead of discovery
     #[arg(
         long = "endpoint",
         value_name = "ENDPOINT",
@@ -141,6 +149,8 @@ pub struct Config {
     pub pns_refresh: Duration,
     /// Most mappings that linger at once.
     pub pns_held_max: usize,
+    /// Whether PID namespaces below those of containers are mapped.
+    pub pns_nested: bool,
     /// Bytes of messages that may wait.
     pub outbox_max_bytes: u64,
     /// Time between two snapshots of the processes, where they are sent.
@@ -322,7 +332,7 @@ impl Config {
                 .state_dir
                 .clone()
                 .or(raw.state_dir)
-                .unwrap_or_else(default_state_dir),
+                .unwrap_or_else(|| default_state_dir(&|name| std::env::var_os(name))),
             endpoints,
             resync_interval,
             host_id,
@@ -338,6 +348,7 @@ impl Config {
             pns_linger: duration("pns.linger", linger.as_deref().unwrap_or("10m"))?,
             pns_refresh: duration("pns.refresh", raw.pns.refresh.as_deref().unwrap_or("1h"))?,
             pns_held_max: raw.pns.held_max.unwrap_or(4_096),
+            pns_nested: raw.pns.nested.unwrap_or(true),
             outbox_max_bytes,
             processes_interval,
             keep_privileges: flags.keep_privileges || raw.keep_privileges,
@@ -440,13 +451,37 @@ enum WrongFile {
 }
 
 fn parse(text: &str) -> Result<(Raw, toml::Table), WrongFile> {
-    let toml =
-        |error: toml::de::Error| WrongFile::Toml(error.to_string().trim().replace('\n', " "));
+    let toml = |error: toml::de::Error| WrongFile::Toml(place_and_fault(text, &error));
     let table: toml::Table = text.parse().map_err(toml)?;
     if let Some(unknown) = keys::unknown(&table) {
         return Err(WrongFile::Key(unknown));
     }
     Ok((toml::from_str(text).map_err(toml)?, table))
+}
+
+/// Where the text is wrong, and how, without the text itself: the line may hold a password.
+fn place_and_fault(text: &str, error: &toml::de::Error) -> String {
+    let fault = error.message().trim().replace('\n', " ");
+    let Some((span, before)) = error
+        .span()
+        .and_then(|span| Some((span.clone(), text.get(..span.start)?)))
+    else {
+        return fault;
+    };
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    let wrong = text.get(span).unwrap_or_default();
+    let wrong = wrong.trim_matches(['"', '\'']);
+    let fault = if wrong.is_empty() {
+        fault
+    } else {
+        fault.replace(wrong, "…")
+    };
+    let current = text.lines().nth(line - 1).unwrap_or_default();
+    match current.split_once('=') {
+        Some((key, _)) => format!("line {line}, column {column}, `{}`: {fault}", key.trim()),
+        None => format!("line {line}, column {column}: {fault}"),
+    }
 }
 
 /// The end of the line about an unknown key.
@@ -503,17 +538,29 @@ fn bytes(key: &'static str, text: &str) -> Result<u64, ConfigError> {
         })
 }
 
-fn default_state_dir() -> PathBuf {
-    if rustix::process::geteuid().is_root() {
-        return "/var/lib/quaymaster".into();
+/// Where root and users without a home keep the state.
+const SYSTEM_STATE_DIR: &str = "/var/lib/quaymaster";
+
+/// The directory that systemd made for the unit (`StateDirectory=`), root's, or the user's own (XDG Base Directory
+/// Specification, which ignores relative paths).
+fn default_state_dir(variable: &dyn Fn(&str) -> Option<OsString>) -> PathBuf {
+    let absolute = |path: OsString| Some(PathBuf::from(path)).filter(|path| path.is_absolute());
+    // systemd writes all of a unit's directories there, with colons between.
+    let of_unit = variable("STATE_DIRECTORY").and_then(|all| {
+        let first = all.as_bytes().split(|byte| *byte == b':').next()?;
+        absolute(OsStr::from_bytes(first).to_owned())
+    });
+    if let Some(directory) = of_unit {
+        return directory;
     }
-    let base = std::env::var_os("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| {
-            let home = std::env::var_os("HOME")?;
-            Some(PathBuf::from(home).join(".local/state"))
-        });
-    base.unwrap_or_else(|| "/tmp".into()).join("quaymaster")
+    if rustix::process::geteuid().is_root() {
+        return SYSTEM_STATE_DIR.into();
+    }
+    let of_user = variable("XDG_STATE_HOME").and_then(absolute).or_else(|| {
+        let home = variable("HOME").and_then(absolute)?;
+        Some(home.join(".local/state"))
+    });
+    of_user.map_or_else(|| SYSTEM_STATE_DIR.into(), |base| base.join("quaymaster"))
 }
 
 /// Says why a text is no host id.
@@ -599,6 +646,50 @@ mod tests {
             let error = load(text).err().unwrap_or_default();
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_file_is_told_by_its_place_and_not_repeated() {
+        for (text, place) in [
+            (
+                "log.level = \"info\"\nsasl.password = \"hunter2\n",
+                "line 2, column ",
+            ),
+            ("sasl.password = hunter2\n", "line 1, column "),
+            ("\nhost_id = 54321\n", "line 2, column 11, `host_id`: "),
+            (
+                "host_id = [\"hunter2\"]\n",
+                "line 1, column 11, `host_id`: ",
+            ),
+        ] {
+            let error = load(text).err().unwrap_or_default();
+            assert!(error.contains(place), "{text}: {error}");
+            for secret in ["hunter2", "54321"] {
+                assert!(!error.contains(secret), "{text}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_state_is_where_the_unit_or_the_user_has_its_own() {
+        let with = |set: &'static [(&str, &str)]| {
+            default_state_dir(&move |name| {
+                let (_, value) = set.iter().find(|(known, _)| *known == name)?;
+                Some(OsString::from(value))
+            })
+        };
+        let unit = with(&[
+            ("STATE_DIRECTORY", "/srv/quaymaster:/srv/other"),
+            ("HOME", "/h"),
+        ]);
+        assert_eq!(unit, PathBuf::from("/srv/quaymaster"));
+        let user = with(&[("XDG_STATE_HOME", "relative"), ("HOME", "/h")]);
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(user, PathBuf::from(SYSTEM_STATE_DIR));
+        } else {
+            assert_eq!(user, PathBuf::from("/h/.local/state/quaymaster"));
+        }
+        assert_eq!(with(&[]), PathBuf::from(SYSTEM_STATE_DIR));
     }
 
     #[test]

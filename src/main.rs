@@ -4,7 +4,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::builder::FalseyValueParser;
+use clap::{ArgAction, ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use quaymaster::cli::{
     self, config, doctor, enrich, exec, list, local, manual, outbox, ports, processes, run, schema,
     top, topics, whois,
@@ -80,8 +81,32 @@ enum Command {
     },
 }
 
+/// The command line as it is read: a variable that is set to nothing is not set, and one that stands for a flag takes 1, yes
+/// and the like; what is said of the bus may stand behind the subcommands of `topics` too.
+fn command_line() -> clap::Command {
+    let command = read_variables(Arguments::command());
+    command.mut_subcommand("topics", |topics| topics.mut_args(|arg| arg.global(true)))
+}
+
+fn read_variables(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| {
+            let is_empty = arg
+                .get_env()
+                .is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()));
+            let is_flag = matches!(arg.get_action(), ArgAction::SetTrue);
+            let arg = if is_empty { arg.env(None::<&str>) } else { arg };
+            if is_flag {
+                arg.value_parser(FalseyValueParser::new())
+            } else {
+                arg
+            }
+        })
+        .mut_subcommands(read_variables)
+}
+
 fn main() -> ExitCode {
-    let matches = Arguments::command().get_matches();
+    let matches = command_line().get_matches();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let ready = match ready(&arguments.command) {
         Ok(ready) => ready,
@@ -159,10 +184,10 @@ async fn dispatch(command: &Command, ready: Ready, matches: &ArgMatches) -> u8 {
         Command::Outbox { command } => ended(outbox::run(command, &mut out), &mut err),
         Command::Top(args) => top::run(args, &mut err).await,
         Command::Completions { shell } => {
-            let completions = manual::completions(Arguments::command(), *shell, &mut out);
+            let completions = manual::completions(command_line(), *shell, &mut out);
             ended(completions, &mut err)
         }
-        Command::Man { directory } => ended(manual::man(Arguments::command(), directory), &mut err),
+        Command::Man { directory } => ended(manual::man(command_line(), directory), &mut err),
         Command::Schema { schema } => ended(schema::run(*schema, &mut out), &mut err),
     }
 }

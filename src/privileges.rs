@@ -2,7 +2,8 @@
 //! and core dumps, in which secrets would stand.
 //!
 //! It happens before there is any other thread, so that all that come have no more. Reading `/proc/PID/ns` of others
-//! needs CAP_SYS_PTRACE, which stays. Landlock is not used: a process under it may not look at the namespaces of one that
+//! needs CAP_SYS_PTRACE, which stays; a user of its own reads the bundles of root's containerd with CAP_DAC_READ_SEARCH,
+//! which stays where it was given. Landlock is not used: a process under it may not look at the namespaces of one that
 //! is not (`security/landlock/task.c`, `hook_ptrace_access_check`; seen on Linux 6.18), and that is our work.
 //!
 //! What a kernel does not have is warned of and done without: the unit and the manifests take the same away from outside.
@@ -96,7 +97,10 @@ pub fn leave_no_core() {
 /// The capabilities that stay, of those that are there.
 fn kept<'a>(paths: impl Iterator<Item = &'a Path>) -> CapabilitySet {
     let mut kept = CapabilitySet::SYS_PTRACE;
-    if rustix::process::geteuid().is_root() && paths.into_iter().any(is_of_another_user) {
+    if !rustix::process::geteuid().is_root() {
+        // The bundles have mode 0700, and root owns them.
+        kept |= CapabilitySet::DAC_READ_SEARCH;
+    } else if paths.into_iter().any(is_of_another_user) {
         kept |= CapabilitySet::DAC_OVERRIDE;
     }
     kept

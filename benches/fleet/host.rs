@@ -262,6 +262,7 @@ impl Host {
             valid_to_ms,
             owner: member.clone(),
             members: vec![member],
+            nested: false,
             seq: 12_345,
         };
         Message::Mapping {

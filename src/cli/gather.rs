@@ -7,7 +7,7 @@ use futures::stream::{self, StreamExt as _};
 
 use super::{EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, chain};
 use crate::model::{Container, ContainerId, ListRow, RuntimeType};
-use crate::runtime::discover::{Host, discover};
+use crate::runtime::discover::{Host, denied_text, discover};
 use crate::runtime::{Endpoint, Inspection, Options, RuntimeClient, RuntimeError, connect_with};
 
 /// Inspects of one runtime at once.
@@ -54,12 +54,18 @@ impl Gathered {
 
 /// Asks the endpoints, or those that are found where none is given.
 pub(super) async fn gather(endpoints: &[Endpoint], options: &Options) -> Gathered {
+    let mut gathered = Gathered::default();
     let endpoints = if endpoints.is_empty() {
-        discover(&Host::here())
+        let discovered = discover(&Host::here());
+        if discovered.endpoints.is_empty() {
+            gathered.no_permission += discovered.denied.len();
+            let denied = discovered.denied.iter().map(|path| denied_text(path));
+            gathered.problems.extend(denied);
+        }
+        discovered.endpoints
     } else {
         endpoints.to_vec()
     };
-    let mut gathered = Gathered::default();
     if endpoints.is_empty() {
         gathered.problems.push(
             "no container runtime was found: name its socket with `--endpoint`, as in \

@@ -108,7 +108,8 @@ pub fn sink_failure(error: SinkError) -> Failure {
 pub(crate) fn state_denied(error: &OutboxError) -> Failure {
     let uid = rustix::process::geteuid().as_raw();
     let remedy = format!(
-        "let the user of this process (uid {uid}) write it, or choose another with `--state-dir`"
+        "let the user of this process (uid {uid}) write it (in a systemd unit `ReadWritePaths=` too), or choose another with \
+         `--state-dir`"
     );
     Failure::new(EXIT_NO_PERMISSION, format!("{}: {remedy}", chain(error)))
 }

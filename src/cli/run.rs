@@ -19,13 +19,14 @@ use super::{EXIT_CONFIG, EXIT_FAILURE, EXIT_NO_PERMISSION, EXIT_UNAVAILABLE, Fai
 use crate::collector::{Input, ObservationSender, Parts, Running, STATUS_INTERVAL, Snapshot};
 use crate::config::{Config, Overrides, keys};
 use crate::fdstore::FdStore;
+use crate::local::nested;
 use crate::local::periodic::{Figures, Periodic};
 use crate::model::{RuntimeType, SourceId};
 use crate::notify::{self, Notifier};
 use crate::outbox::{self, Outbox, OutboxError};
 use crate::procfs::ProcessTable;
-use crate::reconcile::{Identity, Observation, Settings};
-use crate::runtime::discover::{Host as DiscoverHost, discover};
+use crate::reconcile::{Identity, NestedQuery, Observation, Settings};
+use crate::runtime::discover::{Host as DiscoverHost, denied_text, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
 use crate::runtime::{Endpoint, Options, RuntimeError, containerd};
 use crate::sink::publisher::Publisher;
@@ -48,6 +49,8 @@ const JITTER: f64 = 0.05;
 const ONCE_GRACE: Duration = Duration::from_secs(60);
 /// Status messages between the collector and the publisher.
 const STATUS_QUEUE_MAX: usize = 16;
+/// Looks for nested namespaces that wait behind the one under way: the next one says it all.
+const NESTED_QUERIES_MAX: usize = 1;
 
 /// The arguments of `quaymaster run`.
 #[derive(clap::Args, Clone, Debug)]
@@ -77,6 +80,8 @@ pub fn ready(args: &RunArgs) -> Result<Ready, Failure> {
     telemetry::start(&config.log_filter, config.log_format)
         .map_err(|error| Failure::new(EXIT_CONFIG, error))?;
     raise_open_files();
+    // What is written tells of every container, and is for nobody else to read.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let listener = config.http_listen.map(bind).transpose()?;
     give_up_privileges(&config, args.overrides.config.as_deref());
     Ok(Ready {
@@ -139,9 +144,13 @@ struct Daemon {
     collector: Option<Running>,
     context: WatchContext,
     watches: JoinSet<()>,
-    /// What reads back from the bus.
+    /// What reads back from the bus, and what looks for nested namespaces.
     readers: JoinSet<()>,
     watched: BTreeMap<SourceId, Endpoint>,
+    /// Places where no runtime can be looked for, each told once.
+    denied: BTreeSet<PathBuf>,
+    /// Whether it was told that there is nothing to watch.
+    told_idle: bool,
     /// Sockets whose events of containerd are read.
     hinting: BTreeSet<PathBuf>,
     publisher: tokio::task::JoinHandle<Result<(), SinkError>>,
@@ -252,6 +261,12 @@ impl Daemon {
                 stop.clone(),
             ));
         }
+        readers.spawn(nested::watch(
+            channels.nested,
+            Arc::clone(&context.processes),
+            context.observations.clone(),
+            stop.clone(),
+        ));
         readers.spawn(twin::watch(status_reader, config.bus.clone(), own, stop));
         let view = http::View {
             snapshot: channels.snapshot.clone(),
@@ -259,6 +274,7 @@ impl Daemon {
             heartbeat: Arc::clone(&running.heartbeat),
             renderer,
             processes: figures,
+            pids: Arc::clone(&context.options.pids),
         };
         Ok(Self {
             collector: Some(running),
@@ -266,6 +282,8 @@ impl Daemon {
             watches: JoinSet::new(),
             readers,
             watched: BTreeMap::new(),
+            denied: BTreeSet::new(),
+            told_idle: false,
             hinting: BTreeSet::new(),
             publisher,
             publisher_finish,
@@ -344,7 +362,14 @@ impl Daemon {
         let found = config.endpoints.is_empty();
         let endpoints = if found {
             let mut answering = Vec::new();
-            for endpoint in discover(&DiscoverHost::here()) {
+            let discovered = discover(&DiscoverHost::here());
+            for path in discovered.denied {
+                let text = denied_text(&path);
+                if self.denied.insert(path) {
+                    tracing::warn!("{text}: if there is one, it is not watched");
+                }
+            }
+            for endpoint in discovered.endpoints {
                 if !self.watched.contains_key(&endpoint.source_id()) && answers(&endpoint).await {
                     answering.push(endpoint);
                 }
@@ -356,10 +381,17 @@ impl Daemon {
         for endpoint in endpoints {
             self.watch(endpoint, found).await;
         }
-        if once && self.watched.is_empty() {
-            let message =
-                "no container runtime found: start one, or name its socket with `--endpoint`";
+        if !self.watched.is_empty() {
+            return Ok(());
+        }
+        let message = "no container runtime found: start one, or name its socket with `--endpoint`";
+        if once {
             return Err(Failure::new(EXIT_UNAVAILABLE, message));
+        }
+        if !self.told_idle {
+            self.told_idle = true;
+            let seconds = DISCOVERY_INTERVAL.as_secs();
+            tracing::warn!("{message}; it is looked for every {seconds} s");
         }
         Ok(())
     }
@@ -383,22 +415,11 @@ impl Daemon {
         self.watch_hints(&endpoint, found);
     }
 
-    /// Reads containerd's own events at the socket of a CRI or containerd endpoint; beside a Docker that was found, at the sockets
-    /// where its containerd may be.
+    /// Reads containerd's own hints at the socket of a CRI or containerd endpoint; beside a Docker that was found, at the
+    /// sockets where its containerd may be.
     fn watch_hints(&mut self, endpoint: &Endpoint, found: bool) {
-        let (sockets, cri) = match endpoint.runtime {
-            RuntimeType::Cri => (vec![endpoint.path.clone()], Some(endpoint.source_id())),
-            RuntimeType::Containerd => (vec![endpoint.path.clone()], None),
-            RuntimeType::Docker if found => {
-                let sockets = containerd::DOCKER_SOCKETS.map(PathBuf::from);
-                (
-                    sockets.into_iter().filter(|path| path.exists()).collect(),
-                    None,
-                )
-            }
-            RuntimeType::Docker => (Vec::new(), None),
-        };
-        for socket in sockets {
+        let cri = (endpoint.runtime == RuntimeType::Cri).then(|| endpoint.source_id());
+        for socket in containerd::hint_sockets(endpoint, found) {
             let name = socket.canonicalize().unwrap_or_else(|_| socket.clone());
             // CRI's own comes with its source, and is the one to keep; a second reader would only tell the same.
             if self.hinting.insert(name) || cri.is_some() {
@@ -540,6 +561,7 @@ struct Channels {
     committed: Arc<Notify>,
     status: mpsc::Receiver<crate::sink::Outgoing>,
     snapshot: watch::Receiver<Snapshot>,
+    nested: mpsc::Receiver<Box<NestedQuery>>,
 }
 
 fn parts(
@@ -592,6 +614,7 @@ fn parts(
     let committed = Arc::new(Notify::new());
     let (status_tx, status) = mpsc::channel(STATUS_QUEUE_MAX);
     let (snapshot_tx, snapshot) = watch::channel(Snapshot::default());
+    let (queries, nested) = mpsc::channel(NESTED_QUERIES_MAX);
     let parts = Parts {
         outbox: opened.outbox,
         restored: opened.restored,
@@ -607,6 +630,7 @@ fn parts(
             held_max: config.pns_held_max,
             pns_refresh_ms: millis(config.pns_refresh),
             records_refresh_ms: config.records_refresh.map(millis),
+            nested: config.pns_nested,
             ..Settings::default()
         },
         renderer: Renderer::new(
@@ -623,11 +647,13 @@ fn parts(
         committed: Arc::clone(&committed),
         status: status_tx,
         snapshot: snapshot_tx,
+        nested: queries,
     };
     let channels = Channels {
         committed,
         status,
         snapshot,
+        nested,
     };
     Ok((parts, channels))
 }

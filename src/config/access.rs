@@ -73,6 +73,7 @@ pub struct AccessOverrides {
         long,
         value_name = "NAME=VALUE",
         env = "QUAYMASTER_LIBRDKAFKA",
+        hide_env_values = true,
         value_delimiter = ','
     )]
     pub librdkafka: Vec<String>,

@@ -53,7 +53,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "state_dir",
         flag: Some("state_dir"),
-        about: "Where the state and the outbox live; one collector each.",
+        about: "Where the state and the outbox live; one collector each. By default what the service manager made for it (STATE_DIRECTORY), root's /var/lib/quaymaster, or quaymaster in the user's XDG_STATE_HOME.",
         sample: "",
         value: |config| text(config.state_dir.display()),
     },
@@ -295,6 +295,13 @@ pub const KEYS: &[Key] = &[
         about: "Most mappings that linger at once; each holds a file open.",
         sample: "",
         value: |config| number(i64::try_from(config.pns_held_max).unwrap_or(i64::MAX)),
+    },
+    Key {
+        name: "pns.nested",
+        flag: None,
+        about: "Map PID namespaces below those of containers (Docker in Docker, sandboxes): one look at all processes at each resync.",
+        sample: "",
+        value: |config| Some(Value::Boolean(config.pns_nested)),
     },
     Key {
         name: "outbox.max_bytes",

@@ -54,6 +54,7 @@ pub(super) struct RawPns {
     pub(super) linger: Option<String>,
     pub(super) refresh: Option<String>,
     pub(super) held_max: Option<usize>,
+    pub(super) nested: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -202,6 +202,26 @@ fn an_expired_mapping_is_told_as_such() {
 }
 
 #[test]
+fn a_nested_namespace_has_the_container_that_its_mapping_names() {
+    let mut world = World::new(|_| {});
+    let nested = |id: &str| {
+        mapping_text("h", 5, id, AT, None).replace(
+            r#""members":[]"#,
+            r#""members":[{"container_id":"x","container_name":"x","kind":"container","pid":7,"mnt_ns":70,"cgroup":"/x"}],"nested":true"#,
+        )
+    };
+    world.put(5, Some(&nested("outer")));
+    let event = format!(r#"{{"host_id":"h","pns_inode":5,"time_ms":{AT}000000,"mnt_ns":99}}"#);
+    let first = world.take(&event);
+    assert_eq!(world.matches(), [(first, "outer".to_owned())]);
+
+    // An inner runtime that is watched by now names it for its container's own.
+    world.map(5, "inner", AT, None);
+    let second = world.take(&event);
+    assert_eq!(world.matches(), [(second, "inner".to_owned())]);
+}
+
+#[test]
 fn the_member_of_a_shared_namespace_is_told_by_mount_namespace_or_cgroup() {
     let mut world = World::new(|_| {});
     let text = mapping_text("h", 5, "pause", AT, None).replace(

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::View;
 use crate::collector::Snapshot;
 use crate::local::periodic::Figures;
+use crate::runtime::containerd::EarlyPids;
 use crate::wire::RuntimeStatus;
 
 type Labels = Vec<(&'static str, String)>;
@@ -46,6 +47,7 @@ pub(super) fn text(view: &View) -> Result<String, fmt::Error> {
     );
     collector(&mut registry, &snapshot);
     runtimes(&mut registry, &snapshot.status.runtimes);
+    early(&mut registry, &view.pids);
     if let Some(figures) = &view.processes {
         processes(&mut registry, figures);
     }
@@ -78,6 +80,11 @@ fn collector(registry: &mut Registry, snapshot: &Snapshot) {
             snapshot.namespace_fds as u64,
         ),
         (
+            "nested_namespaces",
+            "Nested PID namespaces that are mapped",
+            snapshot.nested as u64,
+        ),
+        (
             "resync_package_seq",
             "The newest resync",
             status.resync.package_seq,
@@ -106,9 +113,32 @@ fn collector(registry: &mut Registry, snapshot: &Snapshot) {
             "Changes that resyncs found and no event had told",
             status.resync.missed,
         ),
+        (
+            "nested_namespaces_skipped",
+            "Nested PID namespaces that looks left out because too many were mapped",
+            snapshot.nested_skipped,
+        ),
+        (
+            "nested_processes_denied",
+            "Processes that looks for nested PID namespaces might not read",
+            snapshot.nested_denied,
+        ),
     ] {
         count(registry, name, help, value);
     }
+}
+
+fn early(registry: &mut Registry, pids: &EarlyPids) {
+    let hints = Family::<Labels, Counter>::default();
+    for (origin, value) in [("bundle", pids.of_bundles()), ("event", pids.of_events())] {
+        let labels = vec![("origin", origin.to_owned())];
+        hints.get_or_create(&labels).inc_by(value);
+    }
+    let help =
+        "Processes that were seen ahead of their container's start, by what told of them first";
+    registry.register("hints", help, hints);
+    let help = "Bundles of containerd's shims that were not understood";
+    count(registry, "skipped_bundles", help, pids.skipped());
 }
 
 fn processes(registry: &mut Registry, figures: &Figures) {

@@ -4,11 +4,13 @@
 //! It takes GET and HEAD without a body, and there is no password: it is on loopback unless a person says
 //! otherwise.
 //!
-//! A slow or hostile client costs at most one of [`CONNECTIONS_MAX`] places for [`CONNECTION_TIME_MAX`]; nobody
-//! else waits for it, the collector least of all.
+//! A slow or hostile client costs at most one of [`CONNECTIONS_MAX`] places for [`CONNECTION_TIME_MAX`]. Who comes when
+//! all are taken gets the place of whoever has held one longest: a kubelet and a Prometheus have their answer some ms after
+//! they came, and those who hold places do not keep them out.
 
 mod metrics;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
@@ -21,13 +23,14 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::collector::Snapshot;
 use crate::heartbeat::Heartbeat;
 use crate::local::periodic::Figures;
+use crate::runtime::containerd::EarlyPids;
 use crate::runtime::watch::now_ms;
 use crate::sink::SinkHealth;
 use crate::wire::Renderer;
@@ -80,6 +83,8 @@ pub struct View {
     pub renderer: Renderer,
     /// What came of the snapshots of processes, where they are sent.
     pub processes: Option<Arc<Figures>>,
+    /// What was learned ahead of starts.
+    pub pids: Arc<EarlyPids>,
 }
 
 impl Page for View {
@@ -90,10 +95,15 @@ impl Page for View {
     }
 
     fn unready(&self) -> Option<String> {
-        let state = self.snapshot.borrow().status.state;
+        let (state, has_no_runtime) = {
+            let snapshot = self.snapshot.borrow();
+            (snapshot.status.state, snapshot.status.runtimes.is_empty())
+        };
         let health = self.health.borrow();
         if let Some(reason) = self.dead() {
             Some(reason)
+        } else if state != "live" && has_no_runtime {
+            Some("no container runtime has been found".to_owned())
         } else if state != "live" {
             Some(format!("the collector is {}", word_of(state)))
         } else if !health.up {
@@ -131,25 +141,24 @@ fn word_of(state: &'static str) -> &'static str {
 /// Serves until `stop`. Connections that are open then are dropped.
 pub async fn serve(listener: TcpListener, page: impl Page, stop: CancellationToken) {
     let page: Arc<dyn Page> = Arc::new(page);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
+    // The oldest first.
+    let mut places: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS_MAX);
     loop {
-        let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            next = next => next,
+            accepted = listener.accept() => accepted,
         };
         while connections.try_join_next().is_some() {}
+        places.retain(|place| !place.is_finished());
         match accepted {
             Ok((stream, _)) => {
-                let page = Arc::clone(&page);
-                connections.spawn(async move {
-                    let _place = place;
-                    connection(stream, page).await;
-                });
+                if places.len() == CONNECTIONS_MAX
+                    && let Some(oldest) = places.pop_front()
+                {
+                    oldest.abort();
+                }
+                places.push_back(connections.spawn(connection(stream, Arc::clone(&page))));
             }
             Err(error) => {
                 tracing::debug!(%error, "a connection could not be taken");

@@ -121,7 +121,7 @@ pub fn processes(table: &ProcessTable) -> std::io::Result<Vec<ProcessRow>> {
     Ok(rows)
 }
 
-fn pids(table: &ProcessTable) -> std::io::Result<impl Iterator<Item = u32> + use<>> {
+pub(super) fn pids(table: &ProcessTable) -> std::io::Result<impl Iterator<Item = u32> + use<>> {
     let entries = std::fs::read_dir(table.root())?;
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::scan::ProcessRow;
 use crate::model::Container;
 use crate::model::message::Member;
-use crate::reconcile::{Process, member_of, owner_of};
+use crate::reconcile::{Process, closest_member, in_cgroup, member_of};
 
 /// A container that lives.
 #[derive(Clone, Debug)]
@@ -149,7 +149,10 @@ impl Tenants {
                 None => return self.by_cgroup(process, look),
             }
         };
-        let place = pick(self.places.get(&pns_inode)?, process, look)?;
+        let places = self.places.get(&pns_inode)?;
+        let cgroup = || (look.cgroup)(process.pid);
+        let member = closest_member(members_of(places), process.mnt_ns, &cgroup)?;
+        let place = place_of(places, member)?;
         Some(Owner {
             container: Arc::clone(&place.container),
             how,
@@ -159,14 +162,15 @@ impl Tenants {
 
     /// All containers of a PID namespace.
     pub fn members(&self, pns_inode: u64) -> impl Iterator<Item = &Member> {
-        let places = self.places.get(&pns_inode).into_iter().flatten();
-        places.map(|place| &place.member)
+        let places = self.places.get(&pns_inode);
+        members_of(places.map_or(&[], Vec::as_slice))
     }
 
     /// Among the containers in the host's own PID namespace.
     fn by_cgroup(&self, process: &ProcessRow, look: &Look<'_>) -> Option<Owner> {
         let places = self.places.get(&self.host_pns_inode)?;
-        let place = in_cgroup(places, &(look.cgroup)(process.pid))?;
+        let member = in_cgroup(members_of(places), &(look.cgroup)(process.pid))?;
+        let place = place_of(places, member)?;
         Some(Owner {
             container: Arc::clone(&place.container),
             how: How::Cgroup,
@@ -175,39 +179,14 @@ impl Tenants {
     }
 }
 
-/// The one of the containers of a namespace whose process this is.
-fn pick<'a>(places: &'a [Place], process: &ProcessRow, look: &Look<'_>) -> Option<&'a Place> {
-    if let [place] = places {
-        return Some(place);
-    }
-    let mut same_mounts = places
-        .iter()
-        .filter(|place| Some(place.member.mnt_ns) == process.mnt_ns);
-    if let (Some(place), None) = (same_mounts.next(), same_mounts.next()) {
-        return Some(place);
-    }
-    in_cgroup(places, &(look.cgroup)(process.pid)).or_else(|| {
-        let members: Vec<Member> = places.iter().map(|place| place.member.clone()).collect();
-        let owner = owner_of(&members)?;
-        places
-            .iter()
-            .find(|place| place.member.container_id == owner.container_id)
-    })
+/// The place of a member.
+fn place_of<'a>(places: &'a [Place], member: &Member) -> Option<&'a Place> {
+    let is_it = |place: &&Place| place.member.container_id == member.container_id;
+    places.iter().find(is_it)
 }
 
-/// The one whose cgroup is this one, or the nearest above it. The root is nobody's.
-fn in_cgroup<'a>(places: &'a [Place], cgroup: &str) -> Option<&'a Place> {
-    let holds = |place: &&Place| {
-        let own = &*place.member.cgroup;
-        own.len() > 1
-            && cgroup
-                .strip_prefix(own)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    places
-        .iter()
-        .filter(holds)
-        .max_by_key(|place| place.member.cgroup.len())
+fn members_of(places: &[Place]) -> impl Iterator<Item = &Member> + Clone {
+    places.iter().map(|place| &place.member)
 }
 
 #[cfg(test)]

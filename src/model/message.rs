@@ -166,6 +166,9 @@ pub struct Mapping {
     pub owner: Member,
     /// All its containers, by id.
     pub members: Vec<Member>,
+    /// Whether it lies below the PID namespace of its container, and is not that one itself.
+    #[serde(skip)]
+    pub nested: bool,
     /// The newest delta when this was put.
     pub seq: u64,
 }

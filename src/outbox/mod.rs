@@ -53,6 +53,7 @@ mod states;
 mod tests;
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -255,7 +256,10 @@ pub enum OutboxError {
         source: Box<redb::Error>,
     },
     /// It is of another format.
-    #[error("the state in `{}` is of format {found}; this version reads format {FORMAT}", path.display())]
+    #[error(
+        "the state in `{}` is of format {found}, and this version reads format {FORMAT}: start the newer version that \
+         wrote it, or give another `--state-dir`", path.display()
+    )]
     Format {
         /// Which.
         path: PathBuf,
@@ -276,8 +280,12 @@ pub enum OutboxError {
 impl OutboxError {
     /// Whether this user may not use the directory, or what is in it.
     pub fn is_denied(&self) -> bool {
-        let is_denied =
-            |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+        let is_denied = |error: &std::io::Error| {
+            matches!(
+                error.kind(),
+                ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+            )
+        };
         match self {
             Self::Directory { source, .. } => is_denied(source),
             Self::Database { source, .. } => {

@@ -59,6 +59,7 @@ impl Outbox {
             Err(error) => return Err(error),
         };
         make_reserve(directory);
+        make_private(&file);
         Ok(Opened {
             set_aside,
             ..opened
@@ -346,7 +347,9 @@ fn is_damage(error: &OutboxError) -> bool {
                     | redb::Error::TableTypeMismatch { .. }
             ) || matches!(&**source, redb::Error::Io(error) if is_bad_io(error))
         }
-        OutboxError::Encoding { .. } | OutboxError::Format { .. } => true,
+        OutboxError::Encoding { .. } => true,
+        // A newer version's is whole, and that version is to send what it owes.
+        OutboxError::Format { found, .. } => *found < FORMAT,
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }
         | OutboxError::OtherHost { .. } => false,
@@ -363,6 +366,15 @@ fn make_directory(directory: &Path) -> Result<(), OutboxError> {
             path: directory.to_owned(),
             source,
         })
+}
+
+/// Takes a file from everybody else: it tells of every container, and the directory may be one that others can enter.
+fn make_private(path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let private = std::fs::Permissions::from_mode(0o600);
+    if let Err(error) = std::fs::set_permissions(path, private) {
+        tracing::warn!(path = %path.display(), %error, "others may be able to read the state");
+    }
 }
 
 /// Writes the reserved file, best effort: without room for it there is nothing to reserve.

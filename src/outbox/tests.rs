@@ -781,6 +781,38 @@ fn a_delta_with_a_gap_in_its_place_needs_none_behind_it() {
 }
 
 #[test]
+fn the_state_of_a_newer_version_is_left_to_it() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    outbox.books.meta.format = FORMAT + 1;
+    commit(&mut outbox, Batch::default());
+    drop(outbox);
+    for _ in 0..2 {
+        let refused = Outbox::open(folder.path(), &owner("host"), Options::default());
+        assert!(matches!(
+            refused.err(),
+            Some(OutboxError::Format { found, .. }) if found == FORMAT + 1
+        ));
+    }
+}
+
+#[test]
+fn nobody_else_reads_a_state_in_a_directory_that_others_enter() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = |path: &Path| {
+        let metadata = std::fs::metadata(path).expect("it is there");
+        metadata.permissions().mode() & 0o777
+    };
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let shared = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), shared).expect("it is ours");
+    drop(open(folder.path(), u64::MAX));
+    assert_eq!(mode(&folder.path().join(STATE_FILE)), 0o600);
+    // The directory may be one that others need: `--state-dir /tmp`.
+    assert_eq!(mode(folder.path()), 0o755);
+}
+
+#[test]
 fn the_state_of_another_format_is_set_aside() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let mut outbox = open(folder.path(), u64::MAX).outbox;

@@ -33,6 +33,13 @@ struct Waiting {
 }
 
 impl Early {
+    /// The numbers of the namespaces that they hold.
+    pub(super) fn inodes(&self) -> impl Iterator<Item = u64> {
+        self.waiting
+            .values()
+            .map(|waiting| waiting.process.pns_inode)
+    }
+
     /// The tokens of the fds that they hold.
     pub(super) fn fds(&self) -> impl Iterator<Item = FdToken> {
         self.waiting

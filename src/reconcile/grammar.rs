@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::container::Tracked;
 use super::listing::Source;
 use super::namespace::NamespaceRow;
+use super::nested::{NestedLook, NestedQuery};
 use crate::model::message::{Message, RuntimeSource};
 use crate::model::{Container, ContainerId, ContainerKind, ListRow, RuntimeEvent, SourceId};
 
@@ -33,6 +34,8 @@ pub struct Settings {
     pub records_refresh_ms: Option<u64>,
     /// After how long an endpoint that is away is forgotten.
     pub forget_after_ms: u64,
+    /// Whether PID namespaces below those of containers are mapped.
+    pub nested: bool,
 }
 
 impl Default for Settings {
@@ -43,6 +46,7 @@ impl Default for Settings {
             pns_refresh_ms: 60 * 60 * 1_000,
             records_refresh_ms: None,
             forget_after_ms: 24 * 60 * 60 * 1_000,
+            nested: true,
         }
     }
 }
@@ -198,6 +202,11 @@ pub enum Observation {
         /// What was read.
         reading: ProcessReading,
     },
+    /// The look that [`Effect::FindNested`] asked for.
+    NestedLooked {
+        /// What it found.
+        look: Box<NestedLook>,
+    },
     /// The bus has the newest put of a mapping.
     MappingAcked {
         /// The namespace's number.
@@ -268,6 +277,9 @@ pub enum Effect {
         /// Which.
         pid: u32,
     },
+    /// Look at all processes, away from here, for PID namespaces below those of containers, and answer with
+    /// [`Observation::NestedLooked`]. It may be left out: the next resync asks again.
+    FindNested(Box<NestedQuery>),
     /// Close a namespace's fd.
     ReleaseNamespace(FdToken),
 }
@@ -330,4 +342,8 @@ pub struct Counters {
     pub ignored_events: u64,
     /// Namespaces that were let go before their tombstone was acknowledged, because too many were held.
     pub evicted: u64,
+    /// Nested namespaces that were left out, at all looks, because too many were mapped.
+    pub nested_skipped: u64,
+    /// Processes that might not be read, at all looks for nested namespaces.
+    pub nested_denied: u64,
 }

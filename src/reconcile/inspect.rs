@@ -386,7 +386,7 @@ impl Reconciler {
             return;
         }
         if life.is_gone {
-            let origin = if life.pending.is_empty() {
+            let origin = if life.pending.is_empty() && life.deleted_at_ns.is_none() {
                 Origin::Resync
             } else {
                 Origin::Event

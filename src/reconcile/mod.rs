@@ -16,12 +16,14 @@
 //!    namespace by then.
 //! 6. Every namespace token that comes in with a [`Process`] is held by one mapping, waits some seconds for its
 //!    container to be known, or is released.
+//! 7. A nested namespace is mapped to a container of the namespace above it, and ends with that one at the latest. One that
+//!    is a watched container's own is that container's.
 //!
 //! Where to look: `grammar.rs` says what comes in and what is to be done; this file dispatches, opens an epoch and
 //! keeps the time; `container.rs` is what is known of one container, `inspect.rs` what is asked about it,
 //! `fills.rs` what sketches lack; `runs.rs` (a function of what was said) puts its runs in order, `story.rs` tells
 //! them, `process.rs` takes what is read of its processes, `early.rs` those of containers that are not known yet;
-//! `overlay.rs` is cri-dockerd; `listing.rs` compares lists; `namespace.rs` maps.
+//! `overlay.rs` is cri-dockerd; `listing.rs` compares lists; `namespace.rs` maps, `nested.rs` what lies below.
 
 mod container;
 mod early;
@@ -30,6 +32,7 @@ mod grammar;
 mod inspect;
 mod listing;
 mod namespace;
+mod nested;
 mod overlay;
 mod process;
 mod runs;
@@ -45,8 +48,10 @@ pub use grammar::{
     ProcessReading, Restored, Row, RowKey, Settings,
 };
 pub use listing::Source;
+pub(crate) use namespace::member_of;
 pub use namespace::{NamespaceRow, Phase};
-pub(crate) use namespace::{member_of, owner_of};
+pub use nested::{MappingKey, NESTED_MAX, NestedKnown, NestedLook, NestedOwner, NestedQuery};
+pub(crate) use nested::{closest_member, in_cgroup};
 
 use crate::model::message::{Delta, Message, Op, Origin, RuntimeSource};
 use crate::model::record::Fields;
@@ -78,6 +83,7 @@ pub struct Reconciler {
     containers: BTreeMap<ContainerId, Tracked>,
     namespaces: BTreeMap<u64, NamespaceRow>,
     early: early::Early,
+    nested: nested::Nested,
     deleted: BTreeMap<ContainerId, Deletion>,
     deleted_order: VecDeque<(ContainerId, u64)>,
     /// Containers that wait for time to pass, until this moment of [`uptime_ms`](Self::uptime_ms).
@@ -121,6 +127,7 @@ impl Reconciler {
         for tracked in restored.containers.values_mut() {
             tracked.restore_fields();
         }
+        let nested = nested::Nested::restore(&mut restored.namespaces);
         Self {
             identity,
             settings,
@@ -129,6 +136,7 @@ impl Reconciler {
             containers: restored.containers,
             namespaces: restored.namespaces,
             early: early::Early::default(),
+            nested,
             deleted: BTreeMap::new(),
             deleted_order: VecDeque::new(),
             waiting: BTreeMap::new(),
@@ -168,7 +176,10 @@ impl Reconciler {
                 runtime,
                 streaming,
                 is_listing,
-            } => self.source_up(source, runtime, streaming, is_listing),
+            } => {
+                self.source_up(source, runtime, streaming, is_listing);
+                self.want_nested();
+            }
             Observation::SourceDown { source } => self.source_down(&source),
             Observation::SourceForgotten { source } => self.forget_source(&source),
             Observation::StreamGap { source } => self.stream_gap(&source),
@@ -181,6 +192,7 @@ impl Reconciler {
                 outcome,
             } => self.inspected(&source, &id, outcome),
             Observation::Process { id, pid, reading } => self.process_read(&id, pid, reading),
+            Observation::NestedLooked { look } => self.nested_looked(*look),
             Observation::MappingAcked {
                 pns_inode,
                 generation,
@@ -191,7 +203,10 @@ impl Reconciler {
             } => self.tombstone_acked(pns_inode, generation),
             Observation::SnapshotDue => self.snapshot_all(),
             Observation::StateDue => self.put_all(),
-            Observation::ResyncDue => self.resync_due(),
+            Observation::ResyncDue => {
+                self.resync_due();
+                self.want_nested();
+            }
             Observation::ListDue { source } => self.list_due(&source),
             Observation::Tick => self.tick(),
         }
@@ -288,6 +303,7 @@ impl Reconciler {
     fn begin(&mut self, last_alive_ms: u64, owed: &BTreeSet<(u64, u64)>) {
         self.settle_owed(owed);
         self.end_earlier_namespaces(last_alive_ms);
+        self.begin_nested(last_alive_ms);
         if self.opening == Opening::Unopened {
             let previous_epoch = self.identity.previous_epoch.clone();
             self.opening = Opening::Until(self.uptime_ms + OPENING_MS_MAX);
@@ -470,6 +486,7 @@ impl Reconciler {
         }
         self.refresh_records();
         self.tick_namespaces();
+        self.ask_nested();
     }
 
     fn refresh_records(&mut self) {

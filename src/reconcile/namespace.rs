@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::container::{Run, Tracked};
+use super::nested::{MappingKey, or_none};
 use super::{Effect, FdToken, Process, Reconciler, RowKey};
 use crate::model::message::{Mapping, Member, Message};
 use crate::model::{Container, ContainerId, ContainerKind};
@@ -37,6 +38,12 @@ pub struct NamespaceRow {
     pub(super) fd: Option<FdToken>,
     #[serde(skip)]
     put_ms: u64,
+    /// When it was last seen alive in this life of the collector, where it is nested; 0 for not yet.
+    #[serde(skip)]
+    pub(super) seen_ms: u64,
+    /// The container's namespace that it lies below; `None` of a container's own. Rows of before it was there end here.
+    #[serde(deserialize_with = "or_none")]
+    pub(super) above: Option<MappingKey>,
 }
 
 impl NamespaceRow {
@@ -55,8 +62,21 @@ impl NamespaceRow {
         self.fd
     }
 
+    /// The container's namespace that it lies below; `None` of a container's own.
+    pub fn above(&self) -> Option<MappingKey> {
+        self.above
+    }
+
+    /// Which namespace it is of.
+    pub(super) fn key(&self) -> MappingKey {
+        MappingKey {
+            pns_inode: self.mapping.pns_inode,
+            generation: self.mapping.generation,
+        }
+    }
+
     /// Whether a process is in this very namespace, as far as can be known.
-    fn is_of(&self, process: &Process, boot_id: &str) -> bool {
+    pub(super) fn is_of(&self, process: &Process, boot_id: &str) -> bool {
         if &*self.mapping.boot_id != boot_id {
             return false;
         }
@@ -100,15 +120,15 @@ impl Reconciler {
             }
             Some(false) => {
                 self.supersede(inode, process.started_at_ms);
-                self.found_namespace(member, process);
+                self.found_namespace(member, process, None);
             }
-            None => self.found_namespace(member, process),
+            None => self.found_namespace(member, process, None),
         }
     }
 
     /// Whether the number belongs to a namespace whose pid 1 is younger than a process which was read in another
     /// one of that number: that process is dead by now.
-    fn is_outlived(&self, inode: u64, process: &Process) -> bool {
+    pub(super) fn is_outlived(&self, inode: u64, process: &Process) -> bool {
         self.namespaces.get(&inode).is_some_and(|row| {
             let mut members = row.mapping.members.iter();
             row.phase == Phase::Live
@@ -119,7 +139,7 @@ impl Reconciler {
 
     /// Whether a process is pid 1 of the namespace which others have joined that were seen before it: it lives, and has
     /// done so for longer than they, so that the number was nobody else's meanwhile.
-    fn is_elder(&self, inode: u64, process: &Process) -> bool {
+    pub(super) fn is_elder(&self, inode: u64, process: &Process) -> bool {
         self.namespaces.get(&inode).is_some_and(|row| {
             let is_other_by_id = row.mapping.pns_id.is_some() && process.pns_id.is_some();
             let mut members = row.mapping.members.iter();
@@ -146,6 +166,12 @@ impl Reconciler {
             self.release_fd(spare);
             return;
         }
+        if row.above.take().is_some() {
+            // It was taken for one below another container's: now it is known whose own it is.
+            row.mapping.nested = false;
+            row.mapping.members.clear();
+            self.nested.forget(inode);
+        }
         if row.phase != Phase::Live {
             // It had not ended after all; who else is still in it is to be seen.
             row.phase = Phase::Live;
@@ -169,7 +195,12 @@ impl Reconciler {
         self.put(inode, false);
     }
 
-    fn found_namespace(&mut self, member: Member, process: &Process) {
+    pub(super) fn found_namespace(
+        &mut self,
+        member: Member,
+        process: &Process,
+        above: Option<MappingKey>,
+    ) {
         self.generation += 1;
         let mapping = Mapping {
             pns_inode: process.pns_inode,
@@ -180,6 +211,7 @@ impl Reconciler {
             valid_to_ms: None,
             owner: member.clone(),
             members: vec![member],
+            nested: above.is_some(),
             seq: self.seq,
         };
         let row = NamespaceRow {
@@ -187,13 +219,15 @@ impl Reconciler {
             phase: Phase::Live,
             fd: process.fd,
             put_ms: 0,
+            seen_ms: self.now_ms,
+            above,
         };
         self.namespaces.insert(process.pns_inode, row);
         self.put(process.pns_inode, false);
     }
 
     /// Another namespace has the number: the old mapping has ended by then, and gets no tombstone.
-    fn supersede(&mut self, inode: u64, began_ms: u64) {
+    pub(super) fn supersede(&mut self, inode: u64, began_ms: u64) {
         let Some(row) = self.namespaces.get_mut(&inode) else {
             return;
         };
@@ -206,6 +240,7 @@ impl Reconciler {
             self.end_namespace(inode, ended_ms);
         }
         if let Some(row) = self.namespaces.remove(&inode) {
+            self.nested.forget(inode);
             self.release_fd(row.fd);
         }
     }
@@ -232,17 +267,20 @@ impl Reconciler {
         }
     }
 
-    fn end_namespace(&mut self, inode: u64, ended_ms: u64) {
+    /// Ends a mapping, and with a container's own all of those below it: the kernel kills what is in them.
+    pub(super) fn end_namespace(&mut self, inode: u64, ended_ms: u64) {
         let Some(row) = self.namespaces.get_mut(&inode) else {
             return;
         };
         row.phase = Phase::Ended;
         row.mapping.valid_to_ms = Some(ended_ms.max(row.mapping.valid_from_ms));
+        let key = row.key();
         self.put(inode, false);
+        self.end_nested_below(key, ended_ms);
     }
 
     /// Publishes a mapping as it now is.
-    fn put(&mut self, inode: u64, refresh: bool) {
+    pub(super) fn put(&mut self, inode: u64, refresh: bool) {
         let Some(row) = self.namespaces.get_mut(&inode) else {
             return;
         };
@@ -281,6 +319,7 @@ impl Reconciler {
         let inodes: BTreeSet<u64> = runs
             .into_iter()
             .filter_map(|run| run.as_ref()?.pns_inode)
+            .chain(self.nested.inodes())
             .collect();
         for inode in inodes {
             let Some(row) = self.namespaces.get_mut(&inode) else {
@@ -313,7 +352,11 @@ impl Reconciler {
             .map(|(inode, _)| *inode)
             .collect();
         for inode in earlier {
-            self.end_namespace(inode, last_alive_ms);
+            // One that is nested may have ended with the one above it.
+            let row = self.namespaces.get(&inode);
+            if row.is_some_and(|row| row.phase == Phase::Live) {
+                self.end_namespace(inode, last_alive_ms);
+            }
         }
     }
 
@@ -351,6 +394,7 @@ impl Reconciler {
             .get(&inode)
             .is_some_and(|row| row.mapping.generation == generation && row.phase == Phase::Buried);
         if is_this && let Some(row) = self.namespaces.remove(&inode) {
+            self.nested.forget(inode);
             self.release_fd(row.fd);
             self.effects.push(Effect::SaveRow(RowKey::Namespace(inode)));
         }
@@ -470,17 +514,17 @@ pub(crate) fn member_of(container: &Container, process: &Process) -> Member {
 
 /// The container whose init is pid 1 inside; only if that is a sandbox, or nobody's is, the container that
 /// started first, then the smallest id.
-pub(crate) fn owner_of(members: &[Member]) -> Option<&Member> {
-    let init = members
-        .iter()
-        .find(|member| member.is_init && member.kind == ContainerKind::Container);
-    init.or_else(|| {
-        members
-            .iter()
-            .filter(|member| member.kind == ContainerKind::Container)
-            .min_by(|a, b| {
-                (a.started_at_ms, &a.container_id).cmp(&(b.started_at_ms, &b.container_id))
-            })
-    })
-    .or_else(|| members.first())
+pub(crate) fn owner_of<'a>(
+    members: impl IntoIterator<Item = &'a Member, IntoIter: Clone>,
+) -> Option<&'a Member> {
+    let members = members.into_iter();
+    let is_container = |member: &&Member| member.kind == ContainerKind::Container;
+    let mut containers = members.clone().filter(is_container);
+    let init = containers.clone().find(|member| member.is_init);
+    let first = || {
+        containers.by_ref().min_by(|a, b| {
+            (a.started_at_ms, &a.container_id).cmp(&(b.started_at_ms, &b.container_id))
+        })
+    };
+    init.or_else(first).or_else(|| members.clone().next())
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read as _;
+use std::io::{self, ErrorKind, Read as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -90,8 +90,17 @@ impl Host {
     }
 }
 
-/// The endpoints whose sockets are there, Docker's first, each socket once.
-pub fn discover(host: &Host) -> Vec<Endpoint> {
+/// What is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Discovered {
+    /// The endpoints whose sockets are there, Docker's first, each socket once.
+    pub endpoints: Vec<Endpoint>,
+    /// Places that this user may not look at, such as root's Podman, whose folder only root enters.
+    pub denied: Vec<PathBuf>,
+}
+
+/// Looks at every usual place.
+pub fn discover(host: &Host) -> Discovered {
     let usual = |paths: &[&str]| paths.iter().map(PathBuf::from).collect::<Vec<_>>();
     let mut docker = usual(DOCKER_SOCKETS);
     docker.extend(host.docker_host.as_deref().and_then(socket_path));
@@ -99,7 +108,8 @@ pub fn discover(host: &Host) -> Vec<Endpoint> {
     cri.extend(kubelet_sockets(&host.root));
 
     let mut seen = BTreeSet::new();
-    let mut found = Vec::new();
+    let mut denied = BTreeSet::new();
+    let mut found = Discovered::default();
     for (runtime, paths) in [
         (RuntimeType::Docker, docker),
         (RuntimeType::Cri, cri),
@@ -108,25 +118,42 @@ pub fn discover(host: &Host) -> Vec<Endpoint> {
         for path in paths {
             let path = below(&host.root, &path);
             match socket_inode(host, &path) {
-                Some(inode) if seen.insert((runtime, inode)) => {
-                    found.push(Endpoint { runtime, path });
+                Ok(Some(inode)) if seen.insert((runtime, inode)) => {
+                    found.endpoints.push(Endpoint { runtime, path });
                 }
-                Some(_) | None => {}
+                // `/var/run` is `/run`: the first of two paths is the one that is told.
+                Err(error)
+                    if error.kind() == ErrorKind::PermissionDenied
+                        && denied.insert(folder_of(&path)) =>
+                {
+                    found.denied.push(path);
+                }
+                Ok(_) | Err(_) => {}
             }
         }
     }
     found
 }
 
-/// Device and inode of a socket that is there, below the root, and root's or ours.
-fn socket_inode(host: &Host, path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok()?;
+fn folder_of(path: &Path) -> Option<PathBuf> {
+    fs::canonicalize(path.parent()?).ok()
+}
+
+/// The line about a place that may not be looked at.
+pub(crate) fn denied_text(path: &Path) -> String {
+    format!(
+        "no permission to look for a runtime at `{}`",
+        path.display()
+    )
+}
+
+/// Device and inode of a socket that is below the root, and root's or ours.
+fn socket_inode(host: &Host, path: &Path) -> io::Result<Option<(u64, u64)>> {
+    let metadata = fs::metadata(path)?;
     let is_ours = metadata.uid() == 0 || metadata.uid() == host.uid;
-    let is_inside = fs::canonicalize(path)
-        .ok()?
-        .starts_with(fs::canonicalize(&host.root).ok()?);
+    let is_inside = fs::canonicalize(path)?.starts_with(fs::canonicalize(&host.root)?);
     let fits = metadata.file_type().is_socket() && is_ours && is_inside;
-    fits.then(|| (metadata.dev(), metadata.ino()))
+    Ok(fits.then(|| (metadata.dev(), metadata.ino())))
 }
 
 /// What kubelet is told, in every place where it may be told.

@@ -59,6 +59,8 @@ pub struct Options {
     pub containerd_1_7_events: bool,
     /// Which namespaces of containerd belong to others; shared by all connections of a process.
     pub claims: Arc<containerd::Claims>,
+    /// Pids that are learned ahead of a start; shared by all readers of a process.
+    pub pids: Arc<containerd::EarlyPids>,
 }
 
 impl Default for Options {
@@ -70,6 +72,7 @@ impl Default for Options {
             message_bytes_max: MESSAGE_BYTES_MAX,
             containerd_1_7_events: false,
             claims: Arc::default(),
+            pids: Arc::default(),
         }
     }
 }

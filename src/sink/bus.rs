@@ -31,6 +31,12 @@ pub enum BusUrlError {
         "`{0}` is no bus: give `stdout:`, `kafka://HOST:PORT[,HOST:PORT…]` or `nats://HOST:PORT`"
     )]
     Scheme(String),
+    /// A user or a password, which it does not repeat.
+    #[error(
+        "the address of the bus holds `@`: users and passwords do not belong there; set `sasl.username` or \
+         `nats.username`, and give the password in a file"
+    )]
+    Credentials,
     /// A server that is not `HOST:PORT`.
     #[error("`{server}` in the bus `{url}` is no HOST:PORT with a port from 1 to 65535")]
     Server {
@@ -50,6 +56,9 @@ impl FromStr for BusUrl {
     fn from_str(url: &str) -> Result<Self, Self::Err> {
         if url.len() > BUS_URL_BYTES_MAX {
             return Err(BusUrlError::TooLong);
+        }
+        if url.contains('@') {
+            return Err(BusUrlError::Credentials);
         }
         if matches!(url, "stdout:" | "stdout") {
             return Ok(Self::Stdout);
@@ -246,12 +255,15 @@ mod tests {
             ("kafka://localhost:0", "`localhost:0`"),
             ("kafka://localhost:+1", "`localhost:+1`"),
             ("kafka://a:1,,b:2", "``"),
-            ("kafka://user:pass@a:1", "HOST:PORT"),
+            ("kafka://jane:hunter2@a:1", "`sasl.username`"),
+            ("nats://jane:hun@ter2@a", "`nats.username`"),
+            ("jane:hunter2@a:1", "holds `@`"),
             ("nats://a:99999", "`a:99999`"),
             ("nats://::1:4222", "HOST:PORT"),
         ] {
             let error = url.parse::<BusUrl>().expect_err(url).to_string();
             assert!(error.contains(piece), "{url}: {error}");
+            assert!(!error.contains("jane"), "{url}: {error}");
         }
     }
 }

@@ -18,12 +18,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::report::{Abandoned, HealthTeller, Reporter};
-use super::{Ended, Outcome, Outgoing, Position, Sink, SinkError, SinkHealth, TopicSettings};
+use super::{
+    Checked, Ended, Landmark, Outcome, Outgoing, Position, Sink, SinkError, SinkHealth,
+    TopicSettings, Verdict,
+};
 use crate::backoff::Backoff;
 use crate::telemetry::chain;
 
 /// Most messages in one write: what a slow reader has to take before the first of them is acknowledged.
 const BATCH_MAX: usize = 256;
+/// What names it among the buses.
+const STDOUT_NAME: &str = "stdout:";
 
 /// The waits where stdout takes nothing for now (a full disk behind it, or set to non-blocking).
 const RETRY_FIRST: Duration = Duration::from_millis(5);
@@ -91,6 +96,14 @@ impl Sink for StdoutSink {
             self.writer = Some(Box::new(file));
         }
         Ok(())
+    }
+
+    /// A stream keeps nothing. It has a name, so that its line numbers are not looked for on another bus later.
+    async fn check(&mut self, _last: Option<&Landmark>) -> Result<Checked, SinkError> {
+        Ok(Checked {
+            bus: STDOUT_NAME.into(),
+            verdict: Verdict::Kept,
+        })
     }
 
     /// Cancelled by `stop`, it leaves the writing thread to end by itself: that thread may be in a write that

@@ -243,6 +243,11 @@ pub(super) struct MappingJson<'a> {
     shared: bool,
     #[cfg_attr(test, schemars(length(min = 1)))]
     members: Vec<MemberJson<'a>>,
+    /// Whether it is a namespace below the container's own, made by what runs in the container; pid and members have
+    /// its own pid 1 then.
+    // Mappings of before it was there are on the bus still.
+    #[cfg_attr(test, schemars(skip_serializing_if = "std::ops::Not::not"))]
+    nested: bool,
     #[cfg_attr(test, schemars(with = "schema::Epoch"))]
     epoch: &'a str,
     /// The newest delta when this was put.
@@ -361,6 +366,7 @@ pub(super) fn mapping(host: &Host, mapping: &Mapping, expires_at_ms: u64) -> Byt
         expires_at_ms,
         shared: mapping.members.len() > 1,
         members: mapping.members.iter().map(member).collect(),
+        nested: mapping.nested,
         epoch: &host.epoch,
         seq: mapping.seq,
     })

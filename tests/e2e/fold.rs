@@ -109,7 +109,12 @@ impl Folded {
         let runs = match op {
             "start" => true,
             "stop" | "delete" | "create" => false,
-            "snapshot" => !field(fields, "pid").is_empty(),
+            // CRI-O's sandboxes have no process of their own by default.
+            "snapshot" => {
+                let is_ready =
+                    field(fields, "kind") == "sandbox" && field(fields, "state") == "running";
+                is_ready || !field(fields, "pid").is_empty()
+            }
             _ => is_running,
         };
         if runs {

@@ -194,6 +194,12 @@ impl Host {
                 continue;
             }
             let pid = self.pid(id)?;
+            if pid == 0 {
+                // A sandbox of CRI-O, whose process was dropped.
+                let has_none = field(&records[id], "pid").is_empty();
+                ensure!(has_none, "{} has a pid and no process", seen.name);
+                continue;
+            }
             let pns = pns_of(pid)?;
             ensure!(
                 field(&records[id], "pid") == pid.to_string(),

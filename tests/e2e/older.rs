@@ -91,7 +91,11 @@ fn a_containerd_without_events_is_polled() -> Result<()> {
         return Ok(());
     };
     let cri = Cri::new(&lab, "LAB_CONTAINERD16_SOCKET")?;
-    let host = Host::of(lab, Vec::new(), vec![cri], BusKind::Stdout)?;
+    pods_are_told_by_polling(&Host::of(lab, Vec::new(), vec![cri], BusKind::Stdout)?)
+}
+
+/// What a CRI server without an event stream has is found by its lists, and its status says so.
+pub(crate) fn pods_are_told_by_polling(host: &Host) -> Result<()> {
     let collector = host.setup.start()?;
     let cri = host.cri();
     let pod = cri.pod("pod", &[])?;
@@ -100,6 +104,7 @@ fn a_containerd_without_events_is_polled() -> Result<()> {
     host.converged("a pod")?;
     cri.call(&["stop", &one])?;
     host.converged("a stop")?;
+    cri.stop_all()?;
     cri.call(&["stopp", &pod])?;
     cri.call(&["rmp", &pod])?;
     let messages = host.converged("a removal")?;

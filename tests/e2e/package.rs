@@ -67,8 +67,8 @@ fn the_package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     Ok(())
 }
 
-/// Unpacks the package, and gives its binary as the unit starts it: with a user of its own, one capability, and the
-/// groups of these sockets.
+/// Unpacks the package, and gives its binary as the unit starts it: with a user of its own, its capabilities, and
+/// the groups of these sockets.
 pub(crate) fn unpacked_as_the_unit(folder: &Path, endpoints: &[String]) -> Result<Vec<OsString>> {
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
     let unpacked = folder.join("unpacked");
@@ -98,7 +98,7 @@ fn as_the_unit(binary: &Path, endpoints: &[String]) -> Result<Vec<OsString>> {
     let groups = groups.collect::<Result<Vec<_>>>()?;
     program.push(format!("--groups={}", groups.join(",")).into());
     for set in ["--inh-caps", "--ambient-caps", "--bounding-set"] {
-        program.push(format!("{set}=-all,+sys_ptrace").into());
+        program.push(format!("{set}=-all,+sys_ptrace,+dac_read_search").into());
     }
     program.push("--no-new-privs".into());
     program.push(binary.into());

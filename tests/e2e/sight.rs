@@ -82,6 +82,17 @@ pub(crate) fn address_in(mut log: impl FnMut() -> Result<String>) -> Result<Stri
     })
 }
 
+/// One sample of what a collector itself shows at `/metrics`.
+pub(crate) fn metric(address: &str, sample: &str) -> Result<f64> {
+    let url = format!("http://{address}/metrics");
+    let text = output_of(Command::new("curl").args(["-sf", "-m", "10", &url]))?;
+    let mut values = text.lines().filter_map(|line| line.strip_prefix(sample));
+    let value = values
+        .next()
+        .with_context(|| format!("no {sample}: {text}"))?;
+    Ok(value.trim().parse()?)
+}
+
 /// What Prometheus says of the two jobs of `deploy/prometheus/prometheus.yml`: both are up, and all alerts are there.
 pub(crate) fn both_jobs_are_up(address: &str) -> Result<()> {
     let prometheus = Prometheus(address.to_owned());

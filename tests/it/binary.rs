@@ -44,7 +44,11 @@ fn wrong_settings_end_with_64_and_name_the_setting() -> anyhow::Result<()> {
             "/nonexistent.toml",
         ),
         (&["run", "--config", &file], "`resync_interval`"),
-        (&["run", "--config", &wrong_type], "partitions"),
+        (&["run", "--config", &wrong_type], "`partitions`"),
+        (
+            &["run", "--bus", "nats://jane:hunter2@a:4222"],
+            "`nats.username`",
+        ),
     ];
     for (arguments, expected) in cases {
         let output = quaymaster(arguments)?;
@@ -65,7 +69,29 @@ fn wrong_settings_end_with_64_and_name_the_setting() -> anyhow::Result<()> {
             "{arguments:?}: {}",
             said(&output)
         );
+        assert!(!said(&output).contains("hunter2"), "{arguments:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_variable_that_is_set_to_nothing_is_not_set() -> anyhow::Result<()> {
+    let variables = [
+        ("QUAYMASTER_CONFIG", ""),
+        ("QUAYMASTER_BUS", ""),
+        ("QUAYMASTER_ENDPOINT", ""),
+        ("QUAYMASTER_HTTP_LISTEN_ANYWHERE", ""),
+        ("QUAYMASTER_TLS", "no"),
+        ("QUAYMASTER_KEEP_PRIVILEGES", "1"),
+    ];
+    let output = Command::new(env!("CARGO_BIN_EXE_quaymaster"))
+        .args(["config", "show", "--host-id", "h"])
+        .env_clear()
+        .envs(variables)
+        .output()?;
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(shown.contains("stdout:"), "{shown}");
     Ok(())
 }
 

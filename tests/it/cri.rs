@@ -363,6 +363,77 @@ async fn a_server_without_events_is_told_as_such() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A CRI-O that was connected to, and its events.
+async fn crio() -> anyhow::Result<(TempDir, FakeCri, Arc<dyn RuntimeClient>)> {
+    let folder = tempdir()?;
+    let cri = FakeCri::start(folder.path())?;
+    cri.state().version = version("cri-o", "1.34.0");
+    let client = connect(&cri.endpoint()).await?;
+    Ok((folder, cri, client))
+}
+
+#[tokio::test]
+async fn a_removed_sandbox_of_crio_is_found_with_the_containers_in_it() -> anyhow::Result<()> {
+    let (_folder, cri, client) = crio().await?;
+    let other = "d".repeat(64);
+    cri.put_sandbox(SANDBOX_ID, "web-0", "shop", 7);
+    cri.put_sandbox(&other, "job", "shop", 0);
+    cri.put_container(running(ID, "web"), SANDBOX_ID, 8);
+    let mut events = client.subscribe().await?;
+    client.list().await?;
+    // One of its containers is known by an event alone, and one is told to be deleted.
+    let sandbox = cri.state().sandbox_statuses[SANDBOX_ID].status.clone();
+    for (id, kind, at_ns) in [
+        (ID_B, ContainerEventType::ContainerCreatedEvent, now_ns()),
+        (ID, ContainerEventType::ContainerDeletedEvent, now_ns()),
+        (
+            SANDBOX_ID,
+            ContainerEventType::ContainerStoppedEvent,
+            now_ns(),
+        ),
+    ] {
+        let mut told = event(id, kind, at_ns);
+        told.pod_sandbox_status.clone_from(&sandbox);
+        cri.push(told);
+        assert_eq!(next_event(&mut events).await?.id.as_str(), id);
+    }
+    cri.remove(SANDBOX_ID);
+    for (id, kind) in [(ID_B, CONTAINER), (SANDBOX_ID, SANDBOX)] {
+        let removed = next_event(&mut events).await?;
+        assert_eq!((removed.id.as_str(), removed.kind), (id, kind));
+        assert_eq!((removed.what, removed.at_ns), (EventKind::Deleted, 0));
+    }
+    // The other one was listed as stopped, and no event told that.
+    cri.remove(&other);
+    assert_eq!(next_event(&mut events).await?.id.as_str(), other);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_crio_kept_for_its_first_subscriber_is_taken_only_if_it_is_new() -> anyhow::Result<()>
+{
+    let (_folder, cri, client) = crio().await?;
+    let mut events = client.subscribe().await?;
+    let minute_ns = 60_000_000_000;
+    let started = ContainerEventType::ContainerStartedEvent;
+    for age in [6 * 24 * 60, 6, 4] {
+        cri.push(event(ID, started, now_ns() - age * minute_ns));
+    }
+    cri.push(event(ID_B, started, now_ns()));
+    let first = next_event(&mut events).await?;
+    let age_ns = now_ns() - i64::try_from(first.at_ns)?;
+    assert!(age_ns < 5 * minute_ns, "{age_ns} ns old");
+    assert_eq!(first.id.as_str(), ID);
+    assert_eq!(next_event(&mut events).await?.id.as_str(), ID_B);
+    Ok(())
+}
+
+fn now_ns() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.expect("the clock is past 1970");
+    i64::try_from(now.as_nanos()).expect("it is before 2262")
+}
+
 #[tokio::test]
 async fn containerd_1_7_gives_its_events_when_asked_for() -> anyhow::Result<()> {
     let folder = tempdir()?;

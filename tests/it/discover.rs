@@ -46,7 +46,7 @@ fn found(root: &Path, docker_host: Option<&str>) -> Vec<String> {
     };
     let prefix = root.display().to_string();
     let text = |endpoint: &Endpoint| endpoint.to_string().replacen(&prefix, "", 1);
-    discover(&host).iter().map(text).collect()
+    discover(&host).endpoints.iter().map(text).collect()
 }
 
 #[test]

@@ -315,6 +315,13 @@ impl RuntimeService for Service {
         Ok(Response::new(self.said("Version").await.version))
     }
 
+    async fn status(
+        &self,
+        _request: Request<StatusRequest>,
+    ) -> Result<Response<StatusResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
+
     async fn list_pod_sandbox(
         &self,
         _request: Request<ListPodSandboxRequest>,

@@ -164,6 +164,7 @@ fn mappings() -> Vec<Message> {
         valid_to_ms: None,
         owner: bare.clone(),
         members: vec![bare.clone()],
+        nested: false,
         seq: 0,
     };
     let shared = Mapping {
@@ -173,7 +174,11 @@ fn mappings() -> Vec<Message> {
         members: vec![bare, full],
         ..alone.clone()
     };
-    [alone, shared]
+    let nested = Mapping {
+        nested: true,
+        ..alone.clone()
+    };
+    [alone, shared, nested]
         .into_iter()
         .map(|mapping| Message::Mapping {
             mapping: Box::new(mapping),
@@ -366,7 +371,7 @@ fn every_key_of_a_message_is_required_and_described() -> anyhow::Result<()> {
         for key in value.as_object().context("a message is an object")?.keys() {
             let mut lacking = value.clone();
             lacking.as_object_mut().map(|object| object.remove(key));
-            let is_optional = matches!(key.as_str(), "source" | "previous_epoch");
+            let is_optional = matches!(key.as_str(), "source" | "previous_epoch" | "nested");
             let found = errors(schema, &lacking)?;
             assert_eq!(found.is_empty(), is_optional, "{what} without {key}");
             let text: Value = serde_json::from_str(schema.text())?;

@@ -50,6 +50,19 @@ fn a_run_that_was_over_before_anyone_looked_has_its_pid_from_a_hint() {
 }
 
 #[test]
+fn a_container_that_was_created_and_removed_is_deleted_by_its_event() {
+    let mut script = Script::watching_cri();
+    script.event(&cri(), 1, EventKind::Created, 1);
+    script.found(&cri(), of_cri(created(1, RuntimeType::Cri)), None);
+    script.event(&cri(), 1, EventKind::Deleted, 40);
+    // Events of its run might still come, and do not.
+    script.wait(3_000);
+    assert_eq!(script.ops(), ["create", "delete"]);
+    assert_eq!(script.delta(Op::Delete).origin, Origin::Event);
+    assert_eq!(script.delta(Op::Delete).event_ts_ns, ns(40));
+}
+
+#[test]
 fn a_docker_restart_is_a_stop_and_a_start_with_a_new_pid() {
     let mut script = Script::watching_docker();
     script.run_docker(1, 100, 500);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use quaymaster::model::message::{Delta, Mapping, Member, Message, Op};
 use quaymaster::model::record::Fields;
 use quaymaster::model::{ContainerId, ContainerKind};
-use quaymaster::reconcile::{Effect, FdToken, Phase, Reconciler};
+use quaymaster::reconcile::{Effect, FdToken, NamespaceRow, Phase, Reconciler};
 
 use crate::world::{HOST_PNS, Truth, World};
 
@@ -82,6 +82,7 @@ impl Checker {
                 Effect::SaveRow(_)
                 | Effect::List { .. }
                 | Effect::ReadProcess { .. }
+                | Effect::FindNested(_)
                 | Effect::ReleaseNamespace(_) => {}
             }
         }
@@ -264,8 +265,10 @@ impl Checker {
                 let lives = world.lives.iter();
                 let mut lives = lives.filter(|life| life.boot_id == mapping.boot_id);
                 lives.find(|life| {
-                    (life.pid, life.start_ticks, life.inode, &life.container)
-                        == (member.pid, member.start_ticks, inode, &member.container_id)
+                    let is_process = (life.pid, life.start_ticks, life.inode)
+                        == (member.pid, member.start_ticks, inode);
+                    let is_own = !life.is_nest && life.container == member.container_id;
+                    is_process && (is_own || mapping.nested)
                 })
             })
             .collect();
@@ -278,6 +281,18 @@ impl Checker {
         ensure!(
             namespaces.len() == 1,
             "a_mapping_is_of_one_namespace",
+            "{mapping:?}"
+        );
+        let is_above = |namespace: &u64| {
+            let mut lives = world.lives.iter().filter(|life| !life.is_nest);
+            lives.any(|life| {
+                life.container == mapping.owner.container_id
+                    && world.is_below(*namespace, life.namespace)
+            })
+        };
+        ensure!(
+            !mapping.nested || (mapping.members.len() == 1 && namespaces.iter().all(is_above)),
+            "a_nested_mapping_names_one_container_above_it",
             "{mapping:?}"
         );
         ensure!(
@@ -323,6 +338,17 @@ impl Checker {
             ensure!(
                 !refresh || is_renewed,
                 "a_refresh_changes_nothing",
+                "{before:?} {mapping:?}"
+            );
+            ensure!(
+                before.nested || !mapping.nested,
+                "a_container_keeps_its_own_namespace",
+                "{before:?} {mapping:?}"
+            );
+            let is_same = before.owner.container_id == mapping.owner.container_id;
+            ensure!(
+                before.valid_to_ms.is_none() || !mapping.nested || is_same,
+                "a_nested_mapping_that_ended_is_no_other_container_s",
                 "{before:?} {mapping:?}"
             );
             return Ok(());
@@ -381,6 +407,7 @@ impl Checker {
                 "a_mapping_that_ends_has_its_end",
                 "{row:?}"
             );
+            self.check_above(reconciler, row)?;
         }
         for inode in self.pns.keys() {
             let mut rows = reconciler.namespaces();
@@ -390,6 +417,29 @@ impl Checker {
                 "{inode}"
             );
         }
+        Ok(())
+    }
+
+    fn check_above(&self, reconciler: &Reconciler, row: &NamespaceRow) -> Check {
+        let is_nested = row.mapping().nested;
+        ensure!(
+            is_nested == row.above().is_some(),
+            "what_is_nested_has_a_namespace_above_it",
+            "{row:?}"
+        );
+        let mut rows = reconciler.namespaces();
+        let is_there = rows.any(|other| {
+            let mapping = other.mapping();
+            row.above().is_some_and(|above| {
+                (above.pns_inode, above.generation) == (mapping.pns_inode, mapping.generation)
+            }) && !mapping.nested
+                && other.phase() == Phase::Live
+        });
+        ensure!(
+            !is_nested || row.phase() != Phase::Live || is_there,
+            "a_nested_mapping_lives_no_longer_than_the_one_above_it",
+            "{row:?}"
+        );
         Ok(())
     }
 
@@ -451,7 +501,7 @@ impl Checker {
         let told: BTreeMap<_, BTreeSet<_>> = self
             .pns
             .iter()
-            .filter(|(_, mapping)| mapping.valid_to_ms.is_none())
+            .filter(|(_, mapping)| mapping.valid_to_ms.is_none() && !mapping.nested)
             .map(|(inode, mapping)| {
                 let members = mapping.members.iter();
                 let members = members.map(|member| (&member.container_id, member.pid));
@@ -462,6 +512,42 @@ impl Checker {
             told == expected,
             "the_mappings_are_the_truth",
             "{told:?} is not {expected:?}"
+        );
+        Ok(())
+    }
+
+    /// What holds after a look at all processes. What has ended and lingers may wait for its tombstone.
+    pub(crate) fn after_look(&self, world: &World) -> Check {
+        let mut expected = BTreeMap::new();
+        for (pid, nest) in &world.nests {
+            let is_owned = |above: &u64| {
+                let mut processes = world.procs.values();
+                processes.any(|process| process.namespace == *above)
+            };
+            if let Some(above) = world.above(nest.namespace).find(is_owned) {
+                expected.insert(nest.inode, (*pid, above));
+            }
+        }
+        for (inode, mapping) in self.pns.iter().filter(|(_, mapping)| mapping.nested) {
+            let is_live = mapping.valid_to_ms.is_none();
+            let known = expected.remove(inode);
+            let is_right = known.is_some_and(|(pid, above)| {
+                let mut lives = world.lives.iter();
+                pid == mapping.owner.pid
+                    && lives.any(|life| {
+                        life.namespace == above && life.container == mapping.owner.container_id
+                    })
+            });
+            ensure!(
+                is_right || !is_live,
+                "the_nested_mappings_are_the_truth",
+                "{mapping:?} is not {known:?}"
+            );
+        }
+        ensure!(
+            expected.is_empty(),
+            "the_nested_mappings_are_the_truth",
+            "{expected:?} are not told"
         );
         Ok(())
     }

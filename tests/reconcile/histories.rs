@@ -33,6 +33,9 @@ pub(crate) enum Step {
     Rename(u8),
     Pause(u8),
     Unpause(u8),
+    /// A container's process makes a PID namespace, or one below that which it made.
+    Nest(u8, bool),
+    EndNest(u8),
     LoseEvents(Runtime, u8),
     DoubleEvents(Runtime, u8),
     FailLists(Runtime),
@@ -59,6 +62,8 @@ pub(crate) enum Place {
     Host,
     /// In the namespace of another container.
     With(u8),
+    /// In a namespace of its own below that of another container.
+    Below(u8),
     /// A pod's sandbox.
     Sandbox,
     /// Made by cri-dockerd.
@@ -82,6 +87,7 @@ fn place() -> impl Strategy<Value = Place> {
         6 => Just(Place::Own),
         1 => Just(Place::Host),
         2 => any::<u8>().prop_map(Place::With),
+        2 => any::<u8>().prop_map(Place::Below),
         1 => Just(Place::Sandbox),
         2 => Just(Place::Kubernetes)
     ]
@@ -102,6 +108,8 @@ fn ordinary_step() -> impl Strategy<Value = Step> {
         2 => any::<u8>().prop_map(Step::Rename),
         2 => any::<u8>().prop_map(Step::Pause),
         2 => any::<u8>().prop_map(Step::Unpause),
+        5 => any::<(u8, bool)>().prop_map(|(index, is_deep)| Step::Nest(index, is_deep)),
+        2 => any::<u8>().prop_map(Step::EndNest),
         2 => Just(Step::Resync),
         1 => any_runtime().prop_map(Step::List),
     ]
@@ -186,12 +194,18 @@ impl Shell {
 
     fn create(&mut self, runtime: Runtime, place: Place) -> ContainerId {
         let other = |index| self.pick(index).map(PidMode::Shared);
+        let outer = |index| self.pick(index).map(PidMode::Below);
         let (kind, mode, pod) = match place {
             Place::Own => (ContainerKind::Container, PidMode::Own, None),
             Place::Host => (ContainerKind::Container, PidMode::Host, None),
             Place::With(index) => (
                 ContainerKind::Container,
                 other(index).unwrap_or(PidMode::Own),
+                None,
+            ),
+            Place::Below(index) => (
+                ContainerKind::Container,
+                outer(index).unwrap_or(PidMode::Own),
                 None,
             ),
             Place::Sandbox if runtime == Runtime::Cri => {
@@ -253,6 +267,12 @@ impl Shell {
             | Step::PartialLists(_)
             | Step::FailInspects(..)
             | Step::DenyReads(_) => self.fail(step),
+            Step::Nest(index, is_deep) => {
+                if let Some(id) = self.pick(index) {
+                    self.world.nest(&id, is_deep);
+                }
+            }
+            Step::EndNest(index) => self.world.end_nest(index),
             Step::Down(runtime) => self.down(runtime)?,
             Step::Up(runtime) => self.up(runtime)?,
             Step::BusAway => self.is_bus_away = true,
@@ -345,6 +365,8 @@ impl Shell {
             | Step::Kill
             | Step::Begin
             | Step::Reboot
+            | Step::Nest(..)
+            | Step::EndNest(_)
             | Step::ClockBack(_) => {}
         }
     }
@@ -371,6 +393,8 @@ impl Shell {
             | Step::Rename(_)
             | Step::Pause(_)
             | Step::Unpause(_)
+            | Step::Nest(..)
+            | Step::EndNest(_)
             | Step::Down(_)
             | Step::Up(_)
             | Step::BusAway
@@ -422,6 +446,7 @@ impl Shell {
         self.observe(Observation::ResyncDue)?;
         self.settle()?;
         self.is_true()?;
+        // What a late event ended or told meanwhile is seen by the next look.
         let (deltas, inspects) = (self.check.deltas, self.check.inspects);
         self.observe(Observation::ResyncDue)?;
         self.settle()?;
@@ -438,10 +463,14 @@ impl Shell {
             self.check.inspects - inspects
         );
         self.is_true()?;
+        self.check.after_look(&self.world)?;
         self.check.stories_are_whole(&self.world)?;
         self.advance(2 * LINGER_MS)?;
         self.settle()?;
         self.check.after_linger()?;
+        self.observe(Observation::ResyncDue)?;
+        self.settle()?;
+        self.check.after_look(&self.world)?;
         self.is_true()
     }
 

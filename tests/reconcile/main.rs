@@ -2,7 +2,7 @@
 //! are handed out again, runtimes that answer late, lose events and fail, and a bus that acknowledges later.
 //!
 //! `world.rs` is the truth, `shell.rs` answers effects as the collector does, `check.rs` holds the invariants by
-//! name, `histories.rs` generates, `cases.rs`, `lists.rs`, `mappings.rs` and `sketches.rs` are the cases of the
+//! name, `histories.rs` generates, `cases.rs`, `lists.rs`, `mappings.rs`, `nested.rs` and `sketches.rs` are the cases of the
 //! contract written out, `speed.rs` measures, `purity.rs` reads the source.
 
 mod cases;
@@ -10,6 +10,7 @@ mod check;
 mod histories;
 mod lists;
 mod mappings;
+mod nested;
 mod purity;
 mod script;
 mod shell;

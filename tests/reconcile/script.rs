@@ -387,6 +387,7 @@ impl Script {
             | Effect::List { .. }
             | Effect::Inspect { .. }
             | Effect::ReadProcess { .. }
+            | Effect::FindNested(_)
             | Effect::ReleaseNamespace(_) => None,
         })
     }
@@ -423,6 +424,7 @@ impl Script {
             | Effect::List { .. }
             | Effect::Inspect { .. }
             | Effect::ReadProcess { .. }
+            | Effect::FindNested(_)
             | Effect::ReleaseNamespace(_) => None,
         });
         found.collect()

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use quaymaster::local::nested::{Seen, Sight, look};
+use quaymaster::local::nsfs::Namespace;
 use quaymaster::model::message::{Message, RuntimeSource};
 use quaymaster::model::{Container, ContainerId, ContainerKind, RuntimeEvent, SourceId, State};
 use quaymaster::reconcile::{
-    Effect, FdToken, Identity, InspectOutcome, ListOutcome, Observation, Process, ProcessReading,
-    Reconciler, Restored, Row, RowKey, Settings,
+    Effect, FdToken, Identity, InspectOutcome, ListOutcome, NestedQuery, Observation, Process,
+    ProcessReading, Reconciler, Restored, Row, RowKey, Settings,
 };
 
 use crate::check::{Check, Checker, ensure};
@@ -42,6 +44,10 @@ enum Due {
     Read {
         id: ContainerId,
         pid: u32,
+    },
+    /// Someone looks for nested namespaces.
+    Look {
+        query: Box<NestedQuery>,
     },
     /// The bus has a message of a mapping.
     Ack {
@@ -493,10 +499,9 @@ impl Shell {
     /// Lets time pass until nothing is awaited.
     pub(crate) fn settle(&mut self) -> Check {
         for _ in 0..SETTLE_MS / TICK_MS {
-            let is_settled = self
-                .reconciler
-                .as_ref()
-                .is_some_and(|reconciler| reconciler.is_settled() && reconciler.opened());
+            let is_settled = self.reconciler.as_ref().is_some_and(|reconciler| {
+                reconciler.is_settled() && reconciler.opened() && !reconciler.is_look_due()
+            });
             if is_settled && self.queue.is_empty() {
                 return Ok(());
             }
@@ -531,6 +536,11 @@ impl Shell {
                 let reading = self.read(&id, pid);
                 let read = Observation::Process { id, pid, reading };
                 self.schedule_soon(scope, Due::Observe(read));
+            }
+            Due::Look { query } => {
+                let look = Box::new(look(&query, HOST_PNS, &mut WorldSight(self)));
+                let looked = Observation::NestedLooked { look };
+                self.schedule_soon(scope, Due::Observe(looked));
             }
             Due::Ack { key, number } => return self.ack(key, number),
         }
@@ -615,8 +625,15 @@ impl Shell {
 
     /// Reads a process, and opens its namespace. Its cgroup must name the container.
     fn read(&mut self, id: &ContainerId, pid: u32) -> ProcessReading {
-        let found = self.world.procs.get(&pid).cloned();
-        let Some(process) = found.filter(|process| process.container == *id) else {
+        let found = self.world.procs.get(&pid);
+        match found.filter(|process| process.container == *id) {
+            Some(_) => self.read_any(pid),
+            None => ProcessReading::Dead,
+        }
+    }
+
+    fn read_any(&mut self, pid: u32) -> ProcessReading {
+        let Some(process) = self.world.process(pid) else {
             return ProcessReading::Dead;
         };
         if self.deny_reads > 0 {
@@ -640,7 +657,7 @@ impl Shell {
             pns_inode: process.inode,
             pns_id: self.world.has_ns_ids.then_some(process.namespace),
             mnt_ns: u64::from(pid),
-            cgroup: format!("/{id}").into(),
+            cgroup: process.cgroup.into(),
             is_init: process.is_init,
             fd,
         }))
@@ -738,6 +755,7 @@ impl Shell {
                 | Due::TakeInspect { .. }
                 | Due::ReadInspected { .. }
                 | Due::Read { .. }
+                | Due::Look { .. }
                 | Due::Ack { .. } => None,
             })
             .flatten()
@@ -793,6 +811,10 @@ impl Shell {
                 let scope = self.scope(runtime);
                 self.schedule_soon(scope, Due::TakeInspect { runtime, id });
             }
+            Effect::FindNested(query) => {
+                let scope = Scope::Life(self.life);
+                self.schedule_soon(scope, Due::Look { query });
+            }
             Effect::ReadProcess { id, pid } => {
                 let scope = Scope::Life(self.life);
                 self.schedule_soon(scope, Due::Read { id, pid });
@@ -838,7 +860,64 @@ fn runtime_of(source: &SourceId) -> Result<Runtime, String> {
         .ok_or_else(|| format!("only what is there is asked: {source}"))
 }
 
+/// The world as a look for nested namespaces sees it.
+struct WorldSight<'a>(&'a mut Shell);
+
+impl Sight for WorldSight<'_> {
+    fn pids(&mut self) -> Vec<u32> {
+        let world = &self.0.world;
+        world
+            .procs
+            .keys()
+            .chain(world.nests.keys())
+            .copied()
+            .collect()
+    }
+
+    fn pns_inode(&mut self, pid: u32) -> Seen {
+        let process = self.0.world.process(pid);
+        process.map_or(Seen::Gone, |process| Seen::In(process.inode))
+    }
+
+    fn read(&mut self, pid: u32) -> ProcessReading {
+        self.0.read_any(pid)
+    }
+
+    fn chain(&mut self, pid: u32) -> Vec<Namespace> {
+        let world = &self.0.world;
+        let Some(process) = world.process(pid) else {
+            return Vec::new();
+        };
+        let own = std::iter::once(process.namespace);
+        let all = own.chain(world.above(process.namespace));
+        let mut chain: Vec<_> = all
+            .filter_map(|namespace| {
+                let (_, inode) = world.spaces.get(&namespace)?;
+                let id = world.has_ns_ids.then_some(namespace);
+                Some(Namespace { inode: *inode, id })
+            })
+            .collect();
+        chain.push(Namespace {
+            inode: HOST_PNS,
+            id: world.has_ns_ids.then_some(0),
+        });
+        chain
+    }
+
+    fn start_ticks(&mut self, pid: u32) -> Option<u64> {
+        Some(self.0.world.process(pid)?.start_ticks)
+    }
+
+    fn release(&mut self, fd: FdToken) {
+        self.0.close(fd);
+    }
+}
+
 fn tokens_in(observation: &Observation) -> Vec<FdToken> {
+    if let Observation::NestedLooked { look } = observation {
+        let found = look.found.iter();
+        return found.filter_map(|(_, process)| process.fd).collect();
+    }
     let reading = match observation {
         Observation::Inspected {
             outcome: InspectOutcome::Found { process, .. },
@@ -852,6 +931,7 @@ fn tokens_in(observation: &Observation) -> Vec<FdToken> {
         } => Some(reading),
         Observation::Process { reading, .. } => Some(reading),
         Observation::Inspected { .. }
+        | Observation::NestedLooked { .. }
         | Observation::Began { .. }
         | Observation::SourceExpected { .. }
         | Observation::SourceUp { .. }

@@ -55,6 +55,8 @@ pub(crate) enum PidMode {
     Host,
     /// That of another container.
     Shared(ContainerId),
+    /// Its own, below that of another container.
+    Below(ContainerId),
 }
 
 /// One process.
@@ -68,11 +70,33 @@ pub(crate) struct Proc {
     pub(crate) is_init: bool,
 }
 
+/// Pid 1 of a namespace below a container's, of which no runtime tells.
+#[derive(Clone, Debug)]
+pub(crate) struct Nest {
+    /// In whose cgroup it is.
+    pub(crate) container: ContainerId,
+    pub(crate) start_ticks: u64,
+    pub(crate) namespace: u64,
+    pub(crate) inode: u64,
+}
+
+/// What the process table shows of a process.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    pub(crate) start_ticks: u64,
+    pub(crate) namespace: u64,
+    pub(crate) inode: u64,
+    pub(crate) is_init: bool,
+    pub(crate) cgroup: String,
+}
+
 /// One life of a process, kept for ever.
 #[derive(Clone, Debug)]
 pub(crate) struct Life {
     pub(crate) boot_id: Arc<str>,
+    /// Of a nested namespace's pid 1: in whose cgroup it is.
     pub(crate) container: ContainerId,
+    pub(crate) is_nest: bool,
     pub(crate) pid: u32,
     pub(crate) start_ticks: u64,
     pub(crate) namespace: u64,
@@ -120,6 +144,10 @@ pub(crate) struct World {
     next_namespace: u64,
     pub(crate) has_ns_ids: bool,
     pub(crate) procs: BTreeMap<u32, Proc>,
+    /// Pid 1 of each nested namespace.
+    pub(crate) nests: BTreeMap<u32, Nest>,
+    /// Of each namespace, kept for ever: the one above it (0 is the host's), and its number.
+    pub(crate) spaces: BTreeMap<u64, (u64, u64)>,
     pub(crate) lives: Vec<Life>,
     /// Namespaces that an fd is held on, with the number of fds.
     held: BTreeMap<u64, (u64, usize)>,
@@ -143,6 +171,8 @@ impl World {
             next_namespace: 1,
             has_ns_ids,
             procs: BTreeMap::new(),
+            nests: BTreeMap::new(),
+            spaces: BTreeMap::new(),
             lives: Vec::new(),
             held: BTreeMap::new(),
             containers: BTreeMap::new(),
@@ -253,9 +283,13 @@ impl World {
         }
         let (namespace, inode, is_init) = match container.pid_mode.clone() {
             PidMode::Own => {
-                let inode = self.free_inode();
-                self.next_namespace += 1;
-                (self.next_namespace, inode, true)
+                let (namespace, inode) = self.new_namespace(0);
+                (namespace, inode, true)
+            }
+            PidMode::Below(other) => {
+                let above = self.process_of(&other)?.1.namespace;
+                let (namespace, inode) = self.new_namespace(above);
+                (namespace, inode, true)
             }
             PidMode::Host => (0, HOST_PNS, false),
             PidMode::Shared(other) => {
@@ -278,6 +312,7 @@ impl World {
         self.lives.push(Life {
             boot_id: Arc::clone(&self.boot_id),
             container: id.clone(),
+            is_nest: false,
             pid,
             start_ticks,
             namespace,
@@ -317,17 +352,108 @@ impl World {
         }
         let event = self.event(id, EventKind::Died, Some(exit_code));
         if process.is_init {
-            let others: Vec<_> = self
-                .procs
-                .values()
-                .filter(|other| other.namespace == process.namespace)
-                .map(|other| other.container.clone())
-                .collect();
-            for other in others {
-                self.die(&other, 137);
-            }
+            self.end_within(process.namespace);
         }
         event
+    }
+
+    /// Pid 1 of a namespace has ended: so does all that is in it or below it.
+    fn end_within(&mut self, namespace: u64) {
+        let is_within = |inner: u64| inner == namespace || self.is_below(inner, namespace);
+        let others = self.procs.values();
+        let others = others.filter(|other| is_within(other.namespace));
+        let others: Vec<_> = others.map(|other| other.container.clone()).collect();
+        let nests = self.nests.iter();
+        let nests = nests.filter(|(_, nest)| is_within(nest.namespace));
+        let nests: Vec<u32> = nests.map(|(pid, _)| *pid).collect();
+        for pid in nests {
+            self.nests.remove(&pid);
+        }
+        for other in others {
+            self.die(&other, 137);
+        }
+    }
+
+    /// Whether a namespace lies below another one.
+    pub(crate) fn is_below(&self, inner: u64, outer: u64) -> bool {
+        self.above(inner).any(|above| above == outer)
+    }
+
+    /// The namespaces above one, the nearest first, without the host's.
+    pub(crate) fn above(&self, namespace: u64) -> impl Iterator<Item = u64> {
+        let parent = |inner: &u64| {
+            let (above, _) = self.spaces.get(inner)?;
+            (*above != 0).then_some(*above)
+        };
+        std::iter::successors(parent(&namespace), parent)
+    }
+
+    fn new_namespace(&mut self, above: u64) -> (u64, u64) {
+        let inode = self.free_inode();
+        self.next_namespace += 1;
+        self.spaces.insert(self.next_namespace, (above, inode));
+        (self.next_namespace, inode)
+    }
+
+    /// A container's process makes a PID namespace: below its own, or below the newest one that it made.
+    pub(crate) fn nest(&mut self, id: &ContainerId, is_deep: bool) {
+        let Some((_, process)) = self.process_of(id) else {
+            return;
+        };
+        let of_it = |nest: &&Nest| nest.container == *id && is_deep;
+        let newest = self.nests.values().filter(of_it).map(|nest| nest.namespace);
+        let above = newest.max().unwrap_or(process.namespace);
+        let (namespace, inode) = self.new_namespace(above);
+        let pid = self.free_pid();
+        let start_ticks = (self.mono_ms - self.booted_ms) / 10;
+        self.lives.push(Life {
+            boot_id: Arc::clone(&self.boot_id),
+            container: id.clone(),
+            is_nest: true,
+            pid,
+            start_ticks,
+            namespace,
+            inode,
+        });
+        let container = id.clone();
+        let nest = Nest {
+            container,
+            start_ticks,
+            namespace,
+            inode,
+        };
+        self.nests.insert(pid, nest);
+    }
+
+    /// Pid 1 of one of the nested namespaces ends.
+    pub(crate) fn end_nest(&mut self, index: u8) {
+        let Some(index) = usize::from(index).checked_rem(self.nests.len()) else {
+            return;
+        };
+        let namespace = self.nests.values().nth(index).map(|nest| nest.namespace);
+        if let Some(namespace) = namespace {
+            self.end_within(namespace);
+        }
+    }
+
+    /// What the process table shows of a process.
+    pub(crate) fn process(&self, pid: u32) -> Option<Shown> {
+        let container = self.procs.get(&pid).map(|process| Shown {
+            start_ticks: process.start_ticks,
+            namespace: process.namespace,
+            inode: process.inode,
+            is_init: process.is_init,
+            cgroup: format!("/{}", process.container),
+        });
+        container.or_else(|| {
+            self.nests.get(&pid).map(|nest| Shown {
+                start_ticks: nest.start_ticks,
+                namespace: nest.namespace,
+                inode: nest.inode,
+                is_init: true,
+                cgroup: format!("/{}/nested", nest.container),
+            })
+        })
     }
 
     pub(crate) fn remove(&mut self, id: &ContainerId) {
@@ -379,6 +505,7 @@ impl World {
         self.booted_ms = self.mono_ms - 1_000;
         self.boot_id = format!("boot-{}", self.boots).into();
         self.procs.clear();
+        self.nests.clear();
         self.held.clear();
         self.next_pid = 100;
         let finished_at_ns = self.now_ns();
@@ -520,6 +647,7 @@ impl World {
             .procs
             .values()
             .map(|proc| proc.inode)
+            .chain(self.nests.values().map(|nest| nest.inode))
             .chain(self.held.values().map(|(inode, _)| *inode))
             .collect();
         (FIRST_PNS..)
@@ -533,7 +661,7 @@ impl World {
             if self.next_pid >= PID_MAX {
                 self.next_pid = 101;
             }
-            if !self.procs.contains_key(&self.next_pid) {
+            if self.process(self.next_pid).is_none() {
                 return self.next_pid;
             }
         }

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::host;
 use crate::outbox::{Holdings, OutboxError};
 use crate::procfs::{HOST_PNS_INODE, ProcessTable};
-use crate::reconcile::ProcessReading;
+use crate::reconcile::{NESTED_MAX, ProcessReading};
 
 /// Before this (2020) no clock that is set stands, in unix seconds.
 const CLOCK_MIN_S: u64 = 1_577_836_800;
@@ -136,7 +136,12 @@ fn capabilities(status: &str) -> Option<u64> {
 }
 
 fn open_files(config: &Config) -> Finding {
-    let needed = config.pns_held_max as u64 + OTHER_FILES;
+    let nested = if config.pns_nested {
+        NESTED_MAX as u64
+    } else {
+        0
+    };
+    let needed = config.pns_held_max as u64 + nested + OTHER_FILES;
     match getrlimit(Resource::Nofile).maximum {
         Some(limit) if limit < needed => Finding::unwell(
             "open files",

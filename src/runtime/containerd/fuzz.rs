@@ -1,10 +1,11 @@
-//! containerd's events as it does not write them.
+//! containerd's events, its shims' pid files and its configuration of CRI as nobody writes them.
 
 use prost::Message as _;
 
 use super::proto::events::{Any, Envelope, TaskCreate};
-use super::{Claims, hints, normalise};
+use super::{Claims, bundles, hints, normalise, state_dir};
 use crate::fuzzing::feed;
+use crate::runtime::cri::proto::Entry;
 
 #[test]
 fn fuzz_containerd_events() {
@@ -29,5 +30,20 @@ fn fuzz_containerd_events() {
             drop(normalise::event(&envelope, &version));
         }
         drop(TaskCreate::decode(bytes));
+    });
+}
+
+#[test]
+fn fuzz_containerd_bundles() {
+    let config = br#"{"stateDir":"/run/containerd/io.containerd.grpc.v1.cri"}"#;
+    let samples = [b"12345".to_vec(), config.to_vec()];
+    feed("containerd bundles", &samples, |bytes| {
+        assert_ne!(bundles::parse(bytes), Some(0), "0 is no pid");
+        let info = [Entry {
+            key: b"config".to_vec(),
+            value: bytes.to_vec(),
+        }];
+        let state = state_dir::state_of(&info);
+        assert!(state.is_none_or(|state| state.is_absolute()));
     });
 }

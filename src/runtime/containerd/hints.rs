@@ -1,4 +1,7 @@
-//! Hints from containerd's own events: the pid of a container before its first instruction runs.
+//! Hints: the pid of a container before its first instruction runs.
+//!
+//! They come from the shims' bundles, read by `bundles.rs`, and from containerd's own events, read here; `pids.rs` reads
+//! each process and tells of it.
 //!
 //! containerd publishes `/tasks/create` with the pid once the init process is there, for CRI's containers and for
 //! Docker's (namespace `moby`), some 12 ms before `/tasks/start` and 25 ms before Docker's own `start`. The process
@@ -11,6 +14,7 @@
 //! another task decodes a long list on the thread that it shares.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -20,13 +24,14 @@ use tokio::sync::oneshot;
 use tonic::{Code, Streaming};
 
 use super::client::channel;
+use super::pids::Origin;
 use super::proto::events::events_client::EventsClient;
 use super::proto::events::{Envelope, SubscribeRequest, TaskCreate};
-use super::{CRI_NAMESPACE, Claims};
+use super::{CRI_NAMESPACE, Claims, bundles};
 use crate::backoff::Backoff;
 use crate::model::{ContainerId, SourceId};
-use crate::reconcile::{Observation, ProcessReading};
-use crate::runtime::watch::{WatchContext, names_other};
+use crate::reconcile::Observation;
+use crate::runtime::watch::WatchContext;
 
 /// What is asked for.
 const FILTERS: [&str; 4] = [
@@ -38,26 +43,43 @@ const FILTERS: [&str; 4] = [
 /// The first and the longest wait before the stream is asked for again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
-/// Reads hints from a socket until the context's `stop`, or for good where nothing there has such events. `cri` is
-/// the endpoint of CRI at the same socket, if it is watched. Dropped midway, the thread that reads goes on until `stop`.
+/// Reads the hints of the containerd at a socket until the context's `stop`, or for good where something else is there.
+/// `cri` is the endpoint of CRI at the same socket, if it is watched. Dropped midway, the threads that read go on until
+/// `stop`.
 pub async fn hints(socket: PathBuf, cri: Option<SourceId>, context: WatchContext) {
+    let socket: Arc<Path> = socket.into();
+    let of_bundles = {
+        let (socket, context) = (Arc::clone(&socket), context.clone());
+        on_a_thread("bundles", || async move {
+            bundles::read(&socket, &context).await;
+        })
+    };
+    let of_events = on_a_thread("hints", || async move {
+        read(&socket, cri.as_ref(), &context).await;
+    });
+    tokio::join!(of_bundles, of_events);
+}
+
+/// Does something on a thread of its own, and waits for its end.
+async fn on_a_thread<F: Future<Output = ()>>(
+    name: &'static str,
+    work: impl FnOnce() -> F + Send + 'static,
+) {
     let (done, ended) = oneshot::channel();
-    let spawned = thread::Builder::new()
-        .name("hints".to_owned())
-        .spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build();
-            match runtime {
-                Ok(runtime) => runtime.block_on(read(&socket, cri.as_ref(), &context)),
-                Err(error) => tracing::warn!(%error, "no hints: the system has nothing left"),
-            }
-            // Nobody may wait for it any more.
-            let _ = done.send(());
-        });
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(work()),
+            Err(error) => tracing::warn!(%error, name, "no hints: the system has nothing left"),
+        }
+        // Nobody may wait for it any more.
+        let _ = done.send(());
+    });
     match spawned {
         Ok(_) => _ = ended.await,
-        Err(error) => tracing::warn!(%error, "no hints: the system has no thread left"),
+        Err(error) => tracing::warn!(%error, name, "no hints: the system has no thread left"),
     }
 }
 
@@ -107,23 +129,10 @@ async fn session(
 /// Tells the collector of one event, without ever waiting. What does not fit is lost, as a hint may be.
 fn take(envelope: &Envelope, cri: Option<&SourceId>, uid: u32, context: &WatchContext) {
     if envelope.topic == b"/tasks/create"
-        && let Some((id, pid)) = created_task(envelope, &context.options.claims)
+        && let Some(task) = created_task(envelope, &context.options.claims)
     {
-        let reading = context.processes.read_of_user(pid, uid);
-        let fd = match &reading {
-            ProcessReading::Alive(process) => process.fd,
-            ProcessReading::Dead | ProcessReading::Denied => None,
-        };
-        tracing::debug!(%id, pid, "hint");
-        // The process had ended before it was read, and its pid was given to another container's.
-        let is_taken = names_other(&reading, &id);
-        let sent = !is_taken
-            && context
-                .observations
-                .try_send(Observation::Process { id, pid, reading });
-        if !sent && let Some(fd) = fd {
-            context.processes.fds().release(fd);
-        }
+        let pids = &context.options.pids;
+        pids.tell(Origin::Event, task, uid, context);
     }
     if envelope.namespace == CRI_NAMESPACE.as_bytes()
         && let Some(source) = cri

@@ -1,28 +1,35 @@
 //! containerd's own API, of every version from 1.6, at the sockets of CRI's and of Docker's containerd.
 //!
-//! It serves three ends: `hints.rs` learns the pid of a container before its first instruction runs, for CRI and for
-//! Docker too; `tasks.rs` gives all pids of a namespace in one call; `client.rs` is the [`RuntimeClient`] for the
+//! It serves three ends: `hints.rs` and `bundles.rs` learn the pid of a container before its first instruction runs, for
+//! CRI and for Docker too; `tasks.rs` gives all pids of a namespace in one call; `client.rs` is the [`RuntimeClient`] for the
 //! containers of namespaces that nobody else watches (nerdctl's `default`, those of `ctr`). [`Claims`] says which
 //! those are.
 //!
 //! [`RuntimeClient`]: super::RuntimeClient
 
+mod bundles;
 mod client;
 #[cfg(test)]
 mod fuzz;
 mod hints;
 mod normalise;
+mod pids;
+mod state_dir;
 mod tasks;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tonic::metadata::MetadataValue;
 use tonic::{Request, Status};
 
 use crate::model::{ContainerId, RuntimeType};
+use crate::runtime::Endpoint;
 
+pub use bundles::{BundlesError, folder as bundles_folder};
 pub(super) use client::connect;
 pub use hints::hints;
+pub use pids::EarlyPids;
 
 /// The messages and services of `proto/containerd*.proto`.
 #[allow(
@@ -65,6 +72,19 @@ pub const DOCKER_SOCKETS: [&str; 2] = [
     "/run/docker/containerd/containerd.sock",
     "/run/containerd/containerd.sock",
 ];
+
+/// The sockets of containerd by which the containers of an endpoint have hints. `is_found`: it was discovered, and not
+/// named by a person.
+pub fn hint_sockets(endpoint: &Endpoint, is_found: bool) -> Vec<PathBuf> {
+    match endpoint.runtime {
+        RuntimeType::Cri | RuntimeType::Containerd => vec![endpoint.path.clone()],
+        RuntimeType::Docker if is_found => {
+            let sockets = DOCKER_SOCKETS.map(PathBuf::from).into_iter();
+            sockets.filter(|path| path.exists()).collect()
+        }
+        RuntimeType::Docker => Vec::new(),
+    }
+}
 
 /// Which namespaces of containerd belong to runtimes that are watched themselves: there containerd only hints.
 #[derive(Debug, Default)]

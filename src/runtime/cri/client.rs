@@ -22,6 +22,7 @@ use super::proto::{
     ListContainersRequest, ListPodSandboxRequest, PodSandboxStatusRequest,
     PodSandboxStatusResponse, VersionRequest,
 };
+use super::removals::Removals;
 use crate::model::{Container, ContainerId, ContainerKind, Pod};
 use crate::runtime::first_list::FirstList;
 use crate::runtime::probe::Probe;
@@ -227,6 +228,15 @@ impl RuntimeClient for CriClient {
             Arc::clone(&self.pods),
             call,
         );
+        let subscription = if &*self.runtime.name == "cri-o" {
+            subscription.of_crio(Removals::new(
+                self.calls.clone(),
+                Arc::clone(&self.pods),
+                self.options.request_timeout,
+            ))
+        } else {
+            subscription
+        };
         subscription
             .settle(async {
                 self.ask_version(self.options.request_timeout).await?;

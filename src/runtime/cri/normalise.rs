@@ -38,6 +38,9 @@ pub(super) fn listing(
             listing.skipped += 1;
             continue;
         };
+        if sandbox_state(row.state) == State::Exited {
+            known.stopped.insert(id.clone());
+        }
         listing.rows.push(sandbox_row(&id, &row));
         let pod = pod_of_sandbox(&id, row.metadata.as_ref());
         known.sandboxes.insert(id, Arc::new(pod));
@@ -296,6 +299,18 @@ pub(super) fn event(
             .and_then(|facts| facts.exit_code),
         facts: facts.map(Box::new),
     })
+}
+
+/// The event of a removal that the runtime does not tell.
+pub(super) fn removal(id: ContainerId, kind: ContainerKind) -> RuntimeEvent {
+    RuntimeEvent {
+        id,
+        kind,
+        what: EventKind::Deleted,
+        at_ns: 0,
+        exit_code: None,
+        facts: None,
+    }
 }
 
 /// The sandbox of a container, from the info or the list.

@@ -96,6 +96,8 @@ fn an_exit_code_counts_only_of_a_container_that_has_exited() {
         (ContainerExited, 30, 20, Some(5)),
         // It never started.
         (ContainerExited, 0, 30, Some(5)),
+        // The same in CRI-O 1.34: Go's zero time.
+        (ContainerExited, -6_795_364_578_871_345_152, 30, Some(5)),
         (ContainerExited, 20, 0, None),
         (ContainerRunning, 20, 0, None),
         (ContainerCreated, 0, 0, None),

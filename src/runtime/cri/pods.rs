@@ -1,6 +1,6 @@
 //! What a list said, kept for inspects: a ContainerStatus names neither its sandbox nor its pod.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::model::{ContainerId, Pod};
@@ -22,6 +22,8 @@ pub(super) struct ListFacts {
 pub(super) struct Known {
     pub(super) sandboxes: HashMap<ContainerId, Arc<Pod>>,
     pub(super) containers: HashMap<ContainerId, ListFacts>,
+    /// The sandboxes that are stopped, and not known to be removed.
+    pub(super) stopped: BTreeSet<ContainerId>,
 }
 
 /// [`Known`], shared by the calls of one client. Its lock is never held over an await.
@@ -31,8 +33,49 @@ pub(super) struct Pods {
 }
 
 impl Pods {
-    pub(super) fn replace(&self, known: Known) {
-        *self.lock() = known;
+    /// A listed sandbox that stopped since the list was asked for stays stopped.
+    pub(super) fn replace(&self, mut listed: Known) {
+        let mut known = self.lock();
+        let stopped = std::mem::take(&mut known.stopped).into_iter();
+        listed
+            .stopped
+            .extend(stopped.filter(|id| listed.sandboxes.contains_key(id)));
+        *known = listed;
+    }
+
+    pub(super) fn remember_stopped(&self, id: ContainerId) {
+        let mut known = self.lock();
+        if known.stopped.len() < ENTRIES_MAX {
+            known.stopped.insert(id);
+        }
+    }
+
+    pub(super) fn stopped(&self) -> BTreeSet<ContainerId> {
+        self.lock().stopped.clone()
+    }
+
+    /// Notes whose a container is that was not listed yet.
+    pub(super) fn remember_member(&self, id: ContainerId, sandbox_id: ContainerId) {
+        let mut known = self.lock();
+        if known.containers.len() < ENTRIES_MAX || known.containers.contains_key(&id) {
+            let facts = known.containers.entry(id).or_default();
+            facts.sandbox_id.get_or_insert(sandbox_id);
+        }
+    }
+
+    pub(super) fn forget_container(&self, id: &ContainerId) {
+        self.lock().containers.remove(id);
+    }
+
+    /// Sandboxes are removed; gives the containers that were still in them.
+    pub(super) fn forget_sandboxes(&self, removed: &BTreeSet<ContainerId>) -> Vec<ContainerId> {
+        let mut known = self.lock();
+        known.stopped.retain(|id| !removed.contains(id));
+        let members = known.containers.extract_if(|_, facts| {
+            let sandbox_id = facts.sandbox_id.as_ref();
+            sandbox_id.is_some_and(|sandbox_id| removed.contains(sandbox_id))
+        });
+        members.map(|(id, _)| id).collect()
     }
 
     pub(super) fn remember_sandbox(&self, id: ContainerId, pod: Pod) {

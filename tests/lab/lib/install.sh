@@ -1,18 +1,19 @@
 # shellcheck shell=bash
 # What has to be on the machine. Sourced by ../lab.
 #
-# Three kinds of parts:
+# Four kinds of parts:
 # - packages of the distribution, by apt, with their services kept from starting;
 # - newer binaries from Debian's later suites, unpacked into the cache and never installed. apt sees those suites only
 #   in calls that bring their own lists and sources (`suites`): the machine's apt never hears of them;
-# - Kafka's jars, by Maven; and the stream processors of deploy/, which Maven builds and tests.
+# - Kafka's jars, by Maven; and the stream processors of deploy/, which Maven builds and tests;
+# - what is in Go's modules and in no package: helm, CRI-O, cri-dockerd, crictl (go.sh).
 
 readonly SUITES=(sid trixie)
-readonly PARTS=(build consumers faults package image kubernetes asyncapi cri containerd2 containerd16 docker docker20 podman kafka nats nats29 prometheus kafka-streams flink)
+readonly PARTS=(build consumers faults package image kubernetes asyncapi cri crictl containerd2 containerd16 docker docker20 podman crio cri-dockerd kafka nats nats29 prometheus kafka-streams flink)
 KAFKA_VERSION_WANTED=$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$LAB_HOME/kafka/pom.xml")
 readonly KAFKA_VERSION_WANTED
 
-readonly HELM_VERSION=v3.22.0 KUBERNETES_VALIDATE_VERSION=1.37.0 ASYNCAPI_PARSER_VERSION=3.6.6
+readonly KUBERNETES_VALIDATE_VERSION=1.37.0 ASYNCAPI_PARSER_VERSION=3.6.6
 
 # What Debian's base system gets besides, for the package and the image; the archive is named after it.
 readonly ROOTFS_PACKAGES=adduser,ca-certificates,libssl3,procps,zlib1g
@@ -58,6 +59,9 @@ packages_of() {
   docker) echo runc iptables busybox-static libsystemd0 libcap2 ;;
   docker20) echo docker.io containerd runc iptables busybox-static ;;
   podman) echo podman runc curl docker.io busybox-static procps ;;
+  # Go programs, some with C in them; skopeo puts the images into CRI-O's storage.
+  crio) echo gcc libc6-dev ca-certificates conmon runc skopeo busybox-static ;;
+  cri-dockerd | crictl) echo gcc libc6-dev ca-certificates procps util-linux ;;
   kafka)
     echo kcat
     if ! java_major_at_least 17; then echo default-jre-headless; fi
@@ -103,6 +107,8 @@ need_component() {
   docker20) tools=(dockerd runc iptables) files=("$CACHE/images/lab.tar") ;;
   podman | rootless) tools=(podman runc curl pkill) files=("$CACHE/images/lab.tar") ;;
   kafka | kafka2) tools=(java kcat) files=("$(kafka_libs)/done") ;;
+  crio) tools=(runc conmon skopeo python3) files=("$(go_program crio)" "$(go_program pinns)" "$(go_program crictl)" "$CACHE/cri/api.desc" "$CACHE/images/lab.tar") ;;
+  cri-dockerd) tools=(unshare pgrep python3) files=("$(go_program cri-dockerd)" "$CACHE/cri/api.desc") ;;
   nats) files=("$(nats_binary nats)") ;;
   nats29) files=("$(nats_binary nats29)") ;;
   prometheus) tools=(prometheus promtool curl) ;;
@@ -130,7 +136,7 @@ cmd_install() {
     # shellcheck disable=SC2207
     newer+=($(newer_of "$part"))
     # Runtimes with CRI are driven through the CRI client.
-    case $part in containerd2 | containerd16)
+    case $part in containerd2 | containerd16 | crio | cri-dockerd)
       # shellcheck disable=SC2207
       packages+=($(packages_of cri))
       ;;
@@ -145,14 +151,19 @@ cmd_install() {
   for entry in $(printf '%s\n' "${newer[@]}" | sort -u); do fetch_newer "${entry%:*}" "${entry#*:}"; done
   for part in "${wanted[@]}"; do
     case $part in
-    cri | containerd2 | containerd16) make_cri_schema ;;
+    cri | containerd2 | containerd16 | crio | cri-dockerd) make_cri_schema ;;
     kafka) fetch_kafka ;;
     package | image) build_rootfs ;;
     asyncapi) fetch_asyncapi_parser ;;
     kubernetes) fetch_helm && fetch_kubernetes_schemas ;;
     kafka-streams | flink) build_example "$part" ;;
     esac
-    case $part in containerd2 | containerd16 | docker | docker20 | podman) build_images ;; esac
+    case $part in
+    crio) build_crio ;;
+    cri-dockerd) build_cri_dockerd ;;
+    crictl) build_crictl ;;
+    esac
+    case $part in containerd2 | containerd16 | docker | docker20 | podman | crio) build_images ;; esac
   done
   exec 8>&-
 }
@@ -290,46 +301,6 @@ runs_here() {
   docker-buildx | docker-compose) "$bin/libexec/docker/cli-plugins/$1" version ;;
   *) return 0 ;;
   esac >/dev/null 2>&1
-}
-
-# Helm, built by the machine's Go, or by one of the later suites.
-fetch_helm() {
-  [[ -x $CACHE/helm/helm ]] && return 0
-  local go=go
-  if ! go_minor_at_least 21; then go=$(fetch_go); fi
-  say "helm $HELM_VERSION, by Go"
-  rm -rf "$CACHE/helm" "$CACHE/helm.new"
-  # From 1.21 on Go fetches by itself the Go that a module asks for.
-  GOTOOLCHAIN=auto GOFLAGS=-modcacherw GOBIN=$CACHE/helm.new "$go" install "helm.sh/helm/v3/cmd/helm@$HELM_VERSION" >"$CACHE/helm.log" 2>&1 || {
-    tail -n 5 "$CACHE/helm.log" >&2
-    die "$EX_UNAVAILABLE" "Go could not build helm $HELM_VERSION"
-  }
-  mv "$CACHE/helm.new" "$CACHE/helm"
-}
-
-go_minor_at_least() {
-  local version
-  version=$(go env GOVERSION 2>/dev/null | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
-  [[ -n $version ]] && ((version >= $1))
-}
-
-# A Go from the later suites, unpacked; prints the program. The compiler and the sources are packages of their own.
-fetch_go() {
-  local version
-  update_suites
-  for version in 1.27 1.26 1.24; do
-    [[ -n $(suites apt-cache madison "golang-$version-go") ]] || continue
-    rm -rf "$CACHE/go" "$CACHE/deb"
-    mkdir -p "$CACHE/go" "$CACHE/deb"
-    (cd "$CACHE/deb" && suites apt-get download "golang-$version-go" "golang-$version-src") >"$CACHE/suites.log" 2>&1 || continue
-    for package in "$CACHE/deb"/*.deb; do dpkg -x "$package" "$CACHE/go"; done
-    rm -rf "$CACHE/deb"
-    if "$CACHE/go/usr/lib/go-$version/bin/go" version >/dev/null 2>&1; then
-      echo "$CACHE/go/usr/lib/go-$version/bin/go"
-      return 0
-    fi
-  done
-  die "$EX_UNAVAILABLE" "found no Go in ${SUITES[*]} that runs on this machine"
 }
 
 # Kubernetes' schemas, with the validator that brings them.

@@ -189,13 +189,14 @@ start_docker() {
   else
     binary=$CACHE/new/docker.io/usr/sbin/dockerd cli=$CACHE/new/docker-cli/usr/bin/docker
   fi
+  write_unscored_runc
   # live-restore: containers outlive their dockerd, so that what happened meanwhile is there to be missed.
   cat >"$home/daemon.json" <<EOF
 {
   "bridge": "none", "iptables": false, "ip6tables": false, "ip-forward": false, "ip-masq": false,
   "userland-proxy": false, "live-restore": true, "storage-driver": "overlay2",
   "cgroup-parent": "/$CGROUP", "exec-opts": ["native.cgroupdriver=cgroupfs"],
-  "runtimes": { "observed": { "path": "$DIR/observed-runc" } }
+  "runtimes": { "observed": { "path": "$DIR/observed-runc" }, "unscored": { "path": "$DIR/unscored-runc" } }
 }
 EOF
   # 20.10 puts an identity into /etc/docker, wherever its other folders are, and holds it in memory from then on.
