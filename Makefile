@@ -1,4 +1,5 @@
-# Every target installs what it needs on a Debian machine, as root; elsewhere it says what is missing.
+# Every target installs what it needs on a Debian machine, as root. Elsewhere, and as another user, it says what is
+# missing; `run`, `check` and `package` go on where nothing is.
 #
 #   make run       the daemon, with this machine's own runtimes, JSON lines on stdout
 #   make demo      a private Docker, containerd and Kafka; what Quaymaster publishes of them, for a minute
@@ -73,7 +74,7 @@ bench: build install-lab
 	benches/run
 
 package: build
-	@$(LAB) install package
+	@$(LAB) install deb
 	deploy/debian/build --binary target/release/quaymaster --out target/debian
 
 build: install

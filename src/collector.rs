@@ -477,6 +477,8 @@ impl Collector {
                 "the bus lost what it had acknowledged; it is sent again"
             );
             self.parts.outbox.owe_read_back();
+            // Those that a failed commit has left are of before the loss too.
+            self.batch.reports.clear();
             self.observe(Observation::StateDue);
             self.commit();
             self.parts.committed.notify_one();

@@ -675,7 +675,9 @@ impl Outbox {
         self.write(&mut books, true, |ledger| ledger.rewind(lost_from, gap))?;
         self.books = books;
         self.ages = ages::Ages::since(now_ms);
+        // What it had acknowledged it may have lost: all of it is sent once more.
         self.unsynced.clear();
+        self.revived.clear();
         let mut flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
         *flow = Flow::default();
         Ok(())

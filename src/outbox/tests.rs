@@ -696,6 +696,25 @@ fn what_the_bus_lost_is_owed_again_as_it_was() {
 }
 
 #[test]
+fn an_acknowledgement_of_before_a_failed_commit_does_not_outlive_a_loss() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join(STATE_FILE);
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    let batch = deltas(&mut outbox, 1..=5, "x");
+    commit(&mut outbox, batch);
+    let all = stored(&outbox);
+    let earlier = std::fs::read(&file).expect("it can be read");
+    commit(&mut outbox, acks(all.iter().map(|message| message.row)));
+    go_back_to(&mut outbox, &file, &earlier);
+
+    outbox
+        .owe_again(Some(3), NOW_MS, &gap)
+        .expect("it can be committed");
+    commit(&mut outbox, Batch::default());
+    assert_eq!(stored(&outbox), all, "the bus has lost the last three");
+}
+
+#[test]
 fn where_the_kept_tail_does_not_reach_a_gap_stands_before_it() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let mut outbox = open(folder.path(), u64::MAX).outbox;

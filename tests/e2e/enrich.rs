@@ -104,14 +104,14 @@ fn events_carry_the_name(bus: BusKind) -> Result<()> {
         send(&host.bus, event)?;
     }
     eventually("the host's own process is told as such", || {
-        let joined = joined(&host.bus)?;
+        let joined = read_output(&host.bus, OUTPUT)?;
         let event = joined.iter().find(|event| event["what"] == "host");
         ensure!(event.context("it is not there")?["container"]["match"] == "host");
         Ok(())
     })?;
     let wanted = [("staying", web.as_str(), "web"), ("gone", "", "blink")];
     eventually("the events carry their containers", || {
-        let joined = joined(&host.bus)?;
+        let joined = read_output(&host.bus, OUTPUT)?;
         for (what, id, name) in wanted {
             let event = joined.iter().find(|event| event["what"] == what);
             let container = &event.with_context(|| format!("no {what}"))?["container"];
@@ -192,13 +192,13 @@ fn send(bus: &Bus, event: &str) -> Result<()> {
     }
 }
 
-/// What is in the output.
-fn joined(bus: &Bus) -> Result<Vec<Value>> {
+/// What is in an enricher's output.
+pub(crate) fn read_output(bus: &Bus, output: &str) -> Result<Vec<Value>> {
     match bus {
         Bus::Stdout(_) => Ok(Vec::new()),
         Bus::Kafka(address) => {
             let value = |message: Message| message.value.context("an event has a text");
-            read_topic(address, OUTPUT)?
+            read_topic(address, output)?
                 .into_iter()
                 .map(value)
                 .collect()
@@ -206,7 +206,8 @@ fn joined(bus: &Bus) -> Result<Vec<Value>> {
         Bus::Nats(address) => runtime()?.block_on(async {
             let client = async_nats::connect(address).await?;
             let jetstream = async_nats::jetstream::new(client);
-            let stream = jetstream.get_stream("EVENTS-JOINED").await?;
+            let name = output.replace('.', "_").to_uppercase();
+            let stream = jetstream.get_stream(name).await?;
             let mut values = Vec::new();
             for sequence in 1..=stream.cached_info().state.last_sequence {
                 let message = stream.get_raw_message(sequence).await?;

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use crate::certificates::Certificates;
 use crate::collector::HOST_ID;
-use crate::consume::read_topic;
+use crate::enrich;
 use crate::host::{BusKind, Host, LINGER};
 use crate::lab::{self, Lab};
 use crate::operator::{self, PASSWORD, USER, written};
@@ -35,7 +35,7 @@ fn what_docker_compose_starts_works_together_with_the_settings_that_stand_there(
     if !lab::builder(&lab)? {
         return Ok(());
     }
-    let compose = Compose::new(&lab)?;
+    let mut compose = Compose::new(&lab)?;
     let services = compose.services()?;
     let kafka = written(lab.dir(), "kafka.settings", &kafka_settings(&services)?)?;
     lab.add(&["kafka"], &[("QUAYMASTER_LAB_KAFKA_SETTINGS", kafka)])?;
@@ -83,12 +83,15 @@ fn what_docker_compose_starts_works_together_with_the_settings_that_stand_there(
         "      QUAYMASTER_TLS_CA_FILE: {SECRETS}/ca.pem\n      QUAYMASTER_NATS_USERNAME: {USER}\n      \
          QUAYMASTER_NATS_PASSWORD_FILE: {SECRETS}/password\n"
     );
+    // What docker-compose.yml's head says of NATS.
+    compose.input = Some("quaymaster.processes.>");
     compose.change(&host, &host.bus.url(), &entered)?;
-    compose.call(&["up", "--detach", "--no-deps", "quaymaster"])?;
+    compose.call(&["up", "--detach", "--no-deps", "quaymaster", "enrich"])?;
     host.converged("docker compose up over TLS")?;
+    is_joined(&host, &services, &web)?;
     let said = compose.call(&["exec", "-T", "quaymaster", "quaymaster", "doctor"])?;
     ensure!(!said.contains(PASSWORD), "the doctor tells the password");
-    compose.ends_well(&host, &["quaymaster"])
+    compose.ends_well(&host, &["quaymaster", "enrich"])
 }
 
 #[test]
@@ -203,14 +206,15 @@ fn is_joined(host: &Host, services: &Value, id: &str) -> Result<()> {
         .last()
         .and_then(Value::as_str)
         .context("an output")?;
-    let kafka = host.lab.value("LAB_KAFKA")?;
     let pid = host.docker().pid(id)?.to_string();
     eventually(
         "the process of a container comes out of the enricher",
         || {
-            let joined = read_topic(&kafka, output)?;
-            let values = joined.iter().filter_map(|message| message.value.as_ref());
-            let event = values.rev().find(|value| value["fields"]["pid"] == *pid);
+            let joined = enrich::read_output(&host.bus, output)?;
+            let event = joined
+                .iter()
+                .rev()
+                .find(|value| value["fields"]["pid"] == *pid);
             let event =
                 event.with_context(|| format!("no process {pid} among {}", joined.len()))?;
             ensure!(event["container"]["container_id"] == *id, "{event}");
@@ -283,6 +287,8 @@ struct Compose {
     dir: PathBuf,
     cli: String,
     socket: String,
+    /// The enricher's input, where it is not the file's own.
+    input: Option<&'static str>,
 }
 
 impl Compose {
@@ -302,6 +308,7 @@ impl Compose {
             dir: lab.dir().to_owned(),
             cli: lab.value("LAB_DOCKER_CLI")?,
             socket: lab.value("LAB_DOCKER_SOCKET")?,
+            input: None,
         })
     }
 
@@ -312,10 +319,15 @@ impl Compose {
         Ok(config["services"].take())
     }
 
-    /// Writes what is changed for a bus; `more` are further variables of the collector.
+    /// Writes what is changed for a bus; `more` are further variables of the collector and of the enricher.
     fn change(&self, host: &Host, bus: &str, more: &str) -> Result<()> {
         let dir = self.dir.display();
         let endpoints = endpoints(host);
+        // It is a user of its own there, which may not read a file of root's.
+        let more_of_enricher = more.replace(
+            &format!("_PASSWORD_FILE: {SECRETS}/password"),
+            &format!("_PASSWORD: {PASSWORD}"),
+        );
         let changes = format!(
             "services:
   quaymaster:
@@ -340,6 +352,8 @@ impl Compose {
     environment:
       QUAYMASTER_BUS: {bus}
       QUAYMASTER_HTTP_LISTEN: 127.0.0.1:0
+{more_of_enricher}    volumes:
+      - {dir}/secrets:{SECRETS}:ro
 "
         );
         std::fs::write(self.dir.join("compose.yml"), changes)?;
@@ -363,6 +377,9 @@ impl Compose {
         let mut command = Command::new(&self.cli);
         command.env("DOCKER_CONFIG", self.dir.join("run"));
         command.env("DOCKER_HOST", format!("unix://{}", self.socket));
+        if let Some(input) = self.input {
+            command.env("QUAYMASTER_ENRICH_INPUT", input);
+        }
         // Through bake, a build that wants the host's network asks first.
         command.env("COMPOSE_BAKE", "false");
         command.args(["compose", "--project-name", "qm", "--progress", "quiet"]);

@@ -34,9 +34,12 @@ fn the_package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     let groups = root.call(&["id", "-nG", "quaymaster"])?;
     ensure!(groups.split(' ').any(|group| group == "root"), "{groups}");
     check_unit(&root.0, unit)?;
+    check_state_directory(&root, unit)?;
     check_manual(&root.0)?;
 
     let settings = root.0.join("etc/default/quaymaster");
+    let mode = std::fs::metadata(&settings)?.mode() & 0o777;
+    ensure!(mode == 0o640, "secrets may stand in it: {mode:o}");
     std::fs::write(&settings, "QUAYMASTER_BUS=kafka://broker:9092\n")?;
     std::fs::create_dir_all(root.0.join("var/lib/quaymaster"))?;
     std::fs::write(root.0.join(state), "kept")?;
@@ -150,6 +153,45 @@ fn check_unit(root: &Path, unit: &Path) -> Result<()> {
             .args(arguments)
             .arg(root.join(unit)),
     )?;
+    Ok(())
+}
+
+/// The daemon that the unit starts has its state where the unit lets it write, and a purge looks for it.
+fn check_state_directory(root: &Root, unit: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(root.0.join(unit))?;
+    let values = |key: &'static str| {
+        text.lines()
+            .filter_map(move |line| line.strip_prefix(key)?.strip_prefix('='))
+    };
+    let one = |key| {
+        values(key)
+            .next()
+            .with_context(|| format!("the unit has no {key}="))
+    };
+    let wanted = format!("/var/lib/{}", one("StateDirectory")?);
+    // What systemd gives a service of a user of its own, and what the unit adds.
+    let mut environment = vec![
+        format!("HOME={wanted}"),
+        format!("STATE_DIRECTORY={wanted}"),
+    ];
+    environment.extend(values("Environment").map(|value| value.replace("%S", "/var/lib")));
+    let mut command = vec![
+        "setpriv",
+        "--reuid",
+        one("User")?,
+        "--clear-groups",
+        "env",
+        "-i",
+    ];
+    command.extend(environment.iter().map(String::as_str));
+    command.extend(["/usr/bin/quaymaster", "config", "show"]);
+    let shown = root.call(&command)?;
+    let state = shown.lines().find(|line| line.starts_with("state_dir"));
+    let state = state.context("no state_dir in `config show`")?;
+    ensure!(
+        state.split('"').nth(1) == Some(&wanted),
+        "the unit's StateDirectory= is {wanted}, and `config show` says {state}"
+    );
     Ok(())
 }
 

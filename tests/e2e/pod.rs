@@ -159,7 +159,7 @@ impl Pod {
 
     /// Asks what the kubelet would ask, at the collector's address.
     pub(crate) fn probes_succeed(&self, address: &str) -> Result<()> {
-        for probe in ["livenessProbe", "readinessProbe"] {
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
             let get = &self.container[probe]["httpGet"];
             ensure!(get["port"] == "http", "{probe}: {get}");
             let path = get["path"].as_str().context("a path")?;

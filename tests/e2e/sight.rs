@@ -105,7 +105,11 @@ pub(crate) fn both_jobs_are_up(address: &str) -> Result<()> {
     }
     let rules = prometheus.get("rules", None)?;
     let alerts = std::fs::read_to_string(deployed("prometheus/alerts.yml"))?;
-    let there = rules["groups"][0]["rules"].as_array().map_or(0, Vec::len);
+    let groups = rules["groups"].as_array().context("groups of rules")?;
+    let there: usize = groups
+        .iter()
+        .map(|group| group["rules"].as_array().map_or(0, Vec::len))
+        .sum();
     ensure!(
         there == alerts.matches("- alert:").count(),
         "{there} rules: {rules}"
@@ -136,6 +140,21 @@ pub(crate) fn check_rules() -> Result<()> {
         let file = deployed("prometheus").join(file);
         output_of(Command::new("promtool").args([verb, "rules"]).arg(file))?;
     }
+    // Debian's Prometheus is built without the discovery of Kubernetes: all else of that job is looked at.
+    let job = std::fs::read_to_string(deployed("prometheus/kubernetes.yml"))?;
+    let discovery = "kubernetes_sd_configs:\n      - role: pod\n";
+    ensure!(job.contains(discovery), "no discovery of pods: {job}");
+    let mut file = tempfile::NamedTempFile::new()?;
+    let job = job.replace(
+        discovery,
+        "static_configs:\n      - targets: [\"pod:9464\"]\n",
+    );
+    std::io::Write::write_all(&mut file, job.as_bytes())?;
+    output_of(
+        Command::new("promtool")
+            .args(["check", "config"])
+            .arg(file.path()),
+    )?;
     Ok(())
 }
 

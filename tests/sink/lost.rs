@@ -179,6 +179,40 @@ async fn a_topic_deleted_under_way_is_made_again_and_the_loss_is_told() -> anyho
 }
 
 #[tokio::test]
+async fn what_was_written_after_a_loss_does_not_stand_for_what_survived() -> anyhow::Result<()> {
+    let Some(broker) = Broker::Kafka.steady().await? else {
+        return Ok(());
+    };
+    let topics = fresh_topics();
+    let mut sink = kafka::sink(&broker.servers, &topics)?;
+    sink.prepare().await?;
+    let bus = sink.check(None).await?.bus;
+    let mut driven = Driven::start(sink);
+    // The log was made anew after delta 50, and the sink has gone on.
+    let sending = driven.send_all((51..=53).map(delta).collect());
+    let places = driven.places(3).await?;
+    sending.await?;
+    driven.finish().await?;
+
+    let mut sink = kafka::sink(&broker.servers, &topics)?;
+    sink.prepare().await?;
+    let (_, written) = places.first().context("a place")?;
+    let beyond = Position {
+        offset: written.offset + 1_000,
+        ..*written
+    };
+    for (last, survived) in [(50, None), (52, Some(52)), (60, Some(53))] {
+        let found = verdict(&mut sink, &landmark(&bus, last, beyond)).await?;
+        let Verdict::Lost(loss) = found else {
+            anyhow::bail!("nothing stands at that place: {found:?}");
+        };
+        let survived = survived.map(|row| delta(row).ce_id);
+        assert_eq!(loss.newest, survived, "the last was {last}: {loss:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn streams_that_vanish_are_made_again_and_the_loss_is_told() -> anyhow::Result<()> {
     let Some(broker) = Broker::Nats.steady().await? else {
         return Ok(());

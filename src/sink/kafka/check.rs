@@ -185,7 +185,8 @@ fn message_at(
     Ok(found)
 }
 
-/// The newest delta of our own that stands before the place of the loss.
+/// The newest delta of our own that stands before the place of the loss. One that is newer than the last one that was
+/// acknowledged was written after the loss, into the log as it is now, and says nothing of what survived.
 fn newest_own(
     reader: &Reader,
     topic: &str,
@@ -193,7 +194,7 @@ fn newest_own(
     from: i64,
     last: &Landmark,
 ) -> Result<Option<Arc<str>>, KafkaError> {
-    let line = last.ce_id.rsplit_once(':').map(|(line, _)| line.to_owned());
+    let until = place_of(&last.ce_id);
     let mut newest = None;
     reader.read(
         topic,
@@ -203,7 +204,9 @@ fn newest_own(
                 return ControlFlow::Break(());
             }
             if let Some(id) = ce_id(message)
-                && id.rsplit_once(':').map(|(of, _)| of) == line.as_deref()
+                && let (Some((line, seq)), Some((last_line, last_seq))) = (place_of(id), until)
+                && line == last_line
+                && seq <= last_seq
             {
                 newest = Some(Arc::from(id));
             }
@@ -211,4 +214,10 @@ fn newest_own(
         },
     )?;
     Ok(newest)
+}
+
+/// The host and epoch in a delta's CloudEvents id, and its seq.
+fn place_of(id: &str) -> Option<(&str, u64)> {
+    let (line, seq) = id.rsplit_once(':')?;
+    Some((line, seq.parse().ok()?))
 }

@@ -9,7 +9,7 @@
 # - what is in Go's modules and in no package: helm, CRI-O, cri-dockerd, crictl (go.sh).
 
 readonly SUITES=(sid trixie)
-readonly PARTS=(build consumers faults package image kubernetes asyncapi cri crictl containerd2 containerd16 docker docker20 podman crio cri-dockerd kafka nats nats29 prometheus kafka-streams flink)
+readonly PARTS=(build deb consumers faults package image kubernetes asyncapi cri crictl containerd2 containerd16 docker docker20 podman crio cri-dockerd kafka nats nats29 prometheus kafka-streams flink)
 KAFKA_VERSION_WANTED=$(sed -n 's|.*<kafka.version>\(.*\)</kafka.version>.*|\1|p' "$LAB_HOME/kafka/pom.xml")
 readonly KAFKA_VERSION_WANTED
 
@@ -43,10 +43,12 @@ packages_of() {
   case $1 in
   # g++: librdkafka's configure refuses to go on without a C++ compiler, though nothing of C++ is built.
   build) echo gcc g++ libc6-dev make pkg-config zlib1g-dev libssl-dev ca-certificates ;;
+  # What makes the Debian package.
+  deb) echo dpkg-dev binutils ;;
   consumers) echo kcat ;;
   # libfaketime, for a clock that steps.
   faults) echo faketime ;;
-  # What makes and tries the Debian package: a root file system of its own, and systemd's own check of the unit.
+  # What tries the Debian package as well: a root file system of its own, and systemd's own check of the unit.
   # What builds the image and looks at docker-compose.yml.
   image) echo debootstrap ;;
   asyncapi) command -v npm >/dev/null || echo nodejs npm ;;
@@ -130,6 +132,7 @@ cmd_install() {
     wanted+=("$part")
   done
   ((${#wanted[@]} > 0)) || wanted=("${PARTS[@]}")
+  if tools_suffice "${wanted[@]}"; then return 0; fi
   for part in "${wanted[@]}"; do
     # shellcheck disable=SC2207
     packages+=($(packages_of "$part"))
@@ -142,7 +145,7 @@ cmd_install() {
       ;;
     esac
   done
-  need_debian "${packages[@]}"
+  need_debian
   mkdir -p "$CACHE"
   exec 8>"$CACHE/lock"
   flock -w 1800 8 || die 1 "another \`lab install\` does not end"
@@ -168,14 +171,45 @@ cmd_install() {
   exec 8>&-
 }
 
+is_debian() {
+  grep -qE '^ID(_LIKE)?=.*debian' /etc/os-release 2>/dev/null && command -v apt-get >/dev/null
+}
+
+# Whether these parts are tools alone, and all there. Root on Debian does not ask: packages tell it more exactly.
+tools_suffice() {
+  local part
+  if ((EUID == 0)) && is_debian; then return 1; fi
+  for part in "$@"; do
+    case $part in build | deb) ;; *) return 1 ;; esac
+  done
+  [[ -z $(missing_tools "$@") ]]
+}
+
+# What a build and a package lack, by the tools' own names.
+missing_tools() {
+  local part tool
+  for part in "$@"; do
+    case $part in
+    build)
+      for tool in gcc g++ make pkg-config; do command -v "$tool" >/dev/null || echo "$tool"; done
+      for tool in zlib openssl; do pkg-config --exists "$tool" 2>/dev/null || echo "$tool's headers"; done
+      ;;
+    deb) for tool in dpkg-deb dpkg-shlibdeps strip; do command -v "$tool" >/dev/null || echo "$tool"; done ;;
+    esac
+  done | paste -sd, | sed 's/,/, /g'
+}
+
+# Ends, where it cannot install: of cmd_install's `packages` and `wanted`.
 need_debian() {
-  local missing
-  missing=$(missing_packages "$@")
-  if ((EUID != 0)); then
-    die "$EX_UNAVAILABLE" "needs root to install and to run what it installs; not there yet: ${missing:-nothing}"
+  local missing lacks=()
+  missing=$(missing_tools "${wanted[@]}")
+  if ! is_debian; then
+    [[ -z $missing ]] || lacks+=("not there: $missing;")
+    die "$EX_UNAVAILABLE" "installs by itself only on Debian; ${lacks[*]} these packages or their like are needed: ${packages[*]}"
   fi
-  if ! grep -qE '^ID(_LIKE)?=.*debian' /etc/os-release 2>/dev/null || ! command -v apt-get >/dev/null; then
-    die "$EX_UNAVAILABLE" "installs by itself only on Debian; put these on the machine, or their like: $*"
+  if ((EUID != 0)); then
+    [[ -n $missing ]] || missing=$(missing_packages "${packages[@]}")
+    die "$EX_UNAVAILABLE" "needs root to install and to run what it installs${missing:+; not there yet: $missing}"
   fi
 }
 
