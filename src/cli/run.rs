@@ -707,11 +707,11 @@ fn state_failure(error: &OutboxError) -> Failure {
         return super::state_denied(error);
     }
     let code = match error {
-        OutboxError::OtherHost { .. } => EXIT_CONFIG,
+        // Neither passes by itself: the unit is not to start it again.
+        OutboxError::OtherHost { .. } | OutboxError::Format { .. } => EXIT_CONFIG,
         OutboxError::Directory { .. }
         | OutboxError::Locked { .. }
         | OutboxError::Database { .. }
-        | OutboxError::Format { .. }
         | OutboxError::Encoding { .. } => EXIT_FAILURE,
     };
     Failure::new(code, telemetry::chain(error))

@@ -285,10 +285,13 @@ impl Reconciler {
     /// The start ticks of a container's open run with this pid, where its namespace is held: then a look at the
     /// process needs to tell only whether it is still the same.
     pub fn pinned_ticks(&self, id: &ContainerId, pid: u32) -> Option<u64> {
-        let run = self.containers.get(id)?.run.as_ref()?;
-        let row = self.namespaces.get(&run.pns_inode?)?;
-        (run.pid == Some(pid) && row.fd.is_some() && row.phase == Phase::Live)
-            .then_some(run.start_ticks)
+        let tracked = self.containers.get(id)?;
+        let mut runs = [&tracked.run, &tracked.hint].into_iter().flatten();
+        runs.find_map(|run| {
+            let row = self.namespaces.get(&run.pns_inode?)?;
+            (run.pid == Some(pid) && row.fd.is_some() && row.phase == Phase::Live)
+                .then_some(run.start_ticks)
+        })
     }
 
     /// The content of a row; `None` where it is gone.
@@ -483,6 +486,7 @@ impl Reconciler {
         if elapsed_ms >= AWAY_CHECK_MS {
             self.away_checked_ms = self.uptime_ms;
             self.check_away(elapsed_ms);
+            self.check_hints();
         }
         self.refresh_records();
         self.tick_namespaces();

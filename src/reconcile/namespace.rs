@@ -126,14 +126,17 @@ impl Reconciler {
         }
     }
 
-    /// Whether the number belongs to a namespace whose pid 1 is younger than a process which was read in another
-    /// one of that number: that process is dead by now.
+    /// Whether the number belongs to a namespace with a process that is younger than one which was read in another
+    /// namespace of that number: that one is dead by now. Without ids only a pid 1 says that it is another one.
     pub(super) fn is_outlived(&self, inode: u64, process: &Process) -> bool {
         self.namespaces.get(&inode).is_some_and(|row| {
+            let is_other_by_id = row.mapping.pns_id.is_some() && process.pns_id.is_some();
             let mut members = row.mapping.members.iter();
             row.phase == Phase::Live
                 && row.mapping.boot_id == self.identity.boot_id
-                && members.any(|member| member.is_init && member.start_ticks > process.start_ticks)
+                && members.any(|member| {
+                    (member.is_init || is_other_by_id) && member.start_ticks > process.start_ticks
+                })
         })
     }
 

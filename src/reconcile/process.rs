@@ -9,6 +9,10 @@ use super::runs::{Line, is_ended};
 use super::{Effect, Process, ProcessReading, Reconciler, RowKey};
 use crate::model::{Container, ContainerId};
 
+/// How long a process waits for the start of its run, before it is looked at whether it still lives. What is told late by a
+/// runtime that is busy is told within some seconds.
+const HINT_MS: u64 = 10_000;
+
 impl Reconciler {
     /// Takes what was read of a process: of an open run, or ahead of a start.
     pub(super) fn process_read(&mut self, id: &ContainerId, pid: u32, reading: ProcessReading) {
@@ -166,6 +170,20 @@ impl Reconciler {
             }
             Some(_) | None => {}
         }
+    }
+
+    /// Looks at the processes that no run took for long, and of whose containers nothing is awaited: a runtime that is killed
+    /// between a container's creation and its start kills such a process when it is back, and tells nobody.
+    pub(super) fn check_hints(&mut self) {
+        let before_ns = self.now_ms.saturating_sub(HINT_MS) * 1_000_000;
+        let left = self.containers.iter().filter_map(|(id, tracked)| {
+            let hint = tracked.hint.as_ref()?;
+            let is_quiet = !tracked.is_awaited() && tracked.life.pending.is_empty();
+            let is_left = is_quiet && hint.started_at_ns <= before_ns;
+            let (id, pid) = (id.clone(), hint.pid.filter(|_| is_left)?);
+            Some(Effect::ReadProcess { id, pid })
+        });
+        self.effects.extend(left);
     }
 
     /// A hint that no run took is either of one that is about to start, or its process has ended.

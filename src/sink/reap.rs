@@ -3,6 +3,9 @@
 
 use serde::Deserialize;
 
+use crate::model::Topic;
+use crate::wire::encoding;
+
 /// Most rows that are read of one topic in one run; the next run goes on where a compacted topic has become
 /// smaller.
 pub(super) const READ_MAX: u64 = 10_000_000;
@@ -30,11 +33,14 @@ struct Expiring {
     expires_at_ms: Option<i64>,
 }
 
-/// Whether a value expired before `before_ms` (unix milliseconds). What is no value of ours never did.
-pub(super) fn is_expired(value: &[u8], before_ms: i64) -> bool {
-    serde_json::from_slice::<Expiring>(value)
+/// Whether a value of a topic expired before `before_ms` (unix milliseconds). What is no value of ours never did.
+pub(super) fn is_expired(topic: Topic, value: &[u8], before_ms: i64) -> bool {
+    encoding::to_json(topic, value)
         .ok()
+        .and_then(|json| serde_json::from_slice::<Expiring>(&json).ok())
         .and_then(|expiring| expiring.expires_at_ms)
+        // As protobuf, nothing at all is a message whose numbers are 0.
+        .filter(|expires_at_ms| *expires_at_ms > 0)
         .is_some_and(|expires_at_ms| expires_at_ms < before_ms)
 }
 
@@ -52,8 +58,11 @@ mod tests {
             ("7", false),
             ("{\"expires_at_ms\":", false),
             ("", false),
+            // Protobuf with one text.
+            ("\n\u{1}h", false),
         ] {
-            assert_eq!(is_expired(value.as_bytes(), 100), expired, "{value}");
+            let found = is_expired(Topic::Records, value.as_bytes(), 100);
+            assert_eq!(found, expired, "{value}");
         }
     }
 }

@@ -127,6 +127,46 @@ fn a_hint_is_mapped_before_the_start_and_given_up_when_no_start_comes() {
 }
 
 #[test]
+fn a_process_that_no_start_comes_of_is_looked_at_until_it_has_ended() {
+    let mut script = Script::watching_docker();
+    script.event(&docker(), 1, EventKind::Created, 1);
+    script.found(
+        &docker(),
+        created(1, quaymaster::model::RuntimeType::Docker),
+        None,
+    );
+    script.tell(Observation::Process {
+        id: id(1),
+        pid: 100,
+        reading: ProcessReading::Alive(Box::new(process(100, 500))),
+    });
+    let is_looked_at = |script: &Script| {
+        let looks = |effect: &Effect| matches!(effect, Effect::ReadProcess { pid: 100, .. });
+        script.said.iter().any(looks)
+    };
+    for _ in 0..8 {
+        script.wait(1_000);
+    }
+    assert!(!is_looked_at(&script), "its start may come");
+    for _ in 0..4 {
+        script.wait(1_000);
+    }
+    assert!(is_looked_at(&script));
+    script.tell(Observation::Process {
+        id: id(1),
+        pid: 100,
+        reading: ProcessReading::Dead,
+    });
+    let mapping = script.mappings().pop().expect("its end is put");
+    assert!(mapping.valid_to_ms.is_some());
+    script.said.clear();
+    for _ in 0..4 {
+        script.wait(1_000);
+    }
+    assert!(!is_looked_at(&script), "it is no more");
+}
+
+#[test]
 fn a_process_waits_for_a_container_that_nothing_is_known_of_and_is_mapped_once_it_is() {
     let hint = |number, fd| Observation::Process {
         id: id(number),

@@ -3,6 +3,7 @@
 use quaymaster::cli::topics::{TopicsCommand, run};
 use quaymaster::model::Topic;
 use quaymaster::sink::{BusUrl, TopicSettings, open};
+use quaymaster::wire::encoding::Encoding;
 
 use crate::drive::{Driven, HOST, now_ms, state};
 use crate::kafka::kcat;
@@ -63,7 +64,13 @@ async fn reap_tombstones_what_expired_a_day_ago_on_kafka() -> anyhow::Result<()>
         return Ok(());
     };
     let topics = fresh_topics();
-    reap(&BusUrl::Kafka(kafka.servers.clone()), &topics).await?;
+    let bus = BusUrl::Kafka(kafka.servers.clone());
+    let encoded = TopicSettings {
+        encoding: Encoding::Protobuf,
+        ..fresh_topics()
+    };
+    reap(&bus, &encoded).await?;
+    reap(&bus, &topics).await?;
     let read = kcat(&kafka.servers, &topics.topic_name(Topic::Records)).await?;
     let dead: Vec<_> = read.iter().filter(|one| one.payload.is_none()).collect();
     assert_eq!(dead.len(), 1);
@@ -79,7 +86,13 @@ async fn reap_tombstones_what_expired_a_day_ago_on_nats() -> anyhow::Result<()> 
         return Ok(());
     };
     let topics = fresh_topics();
-    reap(&BusUrl::Nats(nats.servers.clone()), &topics).await?;
+    let bus = BusUrl::Nats(nats.servers.clone());
+    let encoded = TopicSettings {
+        encoding: Encoding::Protobuf,
+        ..fresh_topics()
+    };
+    reap(&bus, &encoded).await?;
+    reap(&bus, &topics).await?;
     let store = client(&nats.servers)
         .await?
         .get_key_value(bucket_name(&topics, Topic::Records))

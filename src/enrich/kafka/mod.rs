@@ -44,9 +44,6 @@ const FILL_WAIT: Duration = Duration::from_millis(100);
 /// How often offsets are committed.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The wait where the producer has no room.
-const ROOM_WAIT: Duration = Duration::from_millis(2);
-
 /// The first wait between two sessions, and the longest.
 const RESTART_WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -84,6 +81,7 @@ pub fn run(
             stamps: true,
         },
         dropped: 0,
+        held: None,
     };
     let Some(mut table) = enricher.fill() else {
         return Ok(());
@@ -100,6 +98,7 @@ pub fn run(
         }
         // What was under way is taken again from what was committed.
         enricher.joiner.forget(|_| false);
+        enricher.held = None;
         let error = match failure {
             Failure::BatchTooLarge => {
                 let smaller = enricher.routes.batch_bytes / 2;
@@ -133,6 +132,8 @@ struct Enricher<'a> {
     joiner: Joiner<Envelope>,
     routes: Routes,
     dropped: u64,
+    /// What the producer had no room for.
+    held: Option<Ready>,
 }
 
 impl Enricher<'_> {
@@ -203,7 +204,8 @@ impl Enricher<'_> {
                 drain_until = Some(Instant::now() + grace + DRAIN_GRACE);
             }
             self.follow(table, Duration::ZERO, &mut done);
-            let is_closed = is_stopping || session.flight().is_full();
+            let is_stuck = self.held.is_some();
+            let is_closed = is_stopping || is_stuck || session.flight().is_full();
             session.close_intake(is_closed).map_err(broken)?;
             self.take_events(&session, &mut done);
             self.joiner.tick(self.clock.now(), &mut done);
@@ -228,7 +230,9 @@ impl Enricher<'_> {
                 self.stats.log();
                 log_at = now + LOG_INTERVAL;
             }
-            let is_drained = self.joiner.waiting().0 == 0 && session.flight().in_flight() == 0;
+            let is_drained = self.joiner.waiting().0 == 0
+                && self.held.is_none()
+                && session.flight().in_flight() == 0;
             if drain_until.is_some_and(|until| is_drained || now >= until) {
                 session.commit(CommitMode::Sync);
                 self.tell_session(&session);
@@ -266,7 +270,8 @@ impl Enricher<'_> {
         }
     }
 
-    /// Hands what is done to the producer, and takes what the bus tells.
+    /// Hands what is done to the producer, and takes what the bus tells. Where the producer has no room, the rest stays
+    /// `done` for the next turn.
     fn hand_over(
         &mut self,
         session: &Session,
@@ -274,39 +279,34 @@ impl Enricher<'_> {
     ) -> Result<(), Failure> {
         let mut flight = session.flight();
         flight.drain();
-        for Done { token, action } in done.drain(..) {
-            if !flight.owns(token.mark) {
+        let mut rest = std::mem::take(done).into_iter();
+        while flight.failure().is_none() {
+            let Some(Ready {
+                envelope,
+                payload,
+                to,
+            }) = self.held.take().or_else(|| rest.next().map(Ready::of))
+            else {
+                break;
+            };
+            if !flight.owns(envelope.mark) {
                 continue;
             }
-            let mut envelope = token;
-            let (payload, to) = match action {
-                Action::Send { payload, host } => {
-                    if envelope.key.is_none() {
-                        envelope.key = host.map(|host| host.into_string().into_bytes());
-                    }
-                    (payload, To::Output)
-                }
-                Action::Aside { payload, defect } => {
-                    (Spliced::unaltered(&payload), To::Aside(defect.as_str()))
-                }
-                Action::Drop => {
-                    self.dropped += 1;
-                    flight.end(envelope.mark);
-                    continue;
-                }
+            let Some(to) = to else {
+                self.dropped += 1;
+                flight.end(envelope.mark);
+                continue;
             };
-            let mut next = Some((envelope, payload));
-            while let Some((envelope, payload)) = next.take() {
-                next = flight.send(envelope, payload, to);
-                if next.is_some() {
-                    std::thread::sleep(ROOM_WAIT);
-                    flight.drain();
-                }
-                if flight.failure().is_some() {
-                    break;
-                }
+            if let Some((envelope, payload)) = flight.send(envelope, payload, to) {
+                self.held = Some(Ready {
+                    envelope,
+                    payload,
+                    to: Some(to),
+                });
+                break;
             }
         }
+        done.extend(rest);
         match flight.failure() {
             Some(failure) => Err(failure.clone()),
             None => Ok(()),
@@ -359,6 +359,37 @@ impl Enricher<'_> {
         while Instant::now() < until && !self.stop.is_cancelled() {
             self.stats.heartbeat.beat();
             std::thread::sleep(FILL_WAIT.min(wait));
+        }
+    }
+}
+
+/// What goes to the producer next; without a topic it is dropped.
+struct Ready {
+    envelope: Envelope,
+    payload: Spliced,
+    to: Option<To>,
+}
+
+impl Ready {
+    fn of(Done { token, action }: Done<Envelope>) -> Self {
+        let mut envelope = token;
+        let (payload, to) = match action {
+            Action::Send { payload, host } => {
+                if envelope.key.is_none() {
+                    envelope.key = host.map(|host| host.into_string().into_bytes());
+                }
+                (payload, Some(To::Output))
+            }
+            Action::Aside { payload, defect } => (
+                Spliced::unaltered(&payload),
+                Some(To::Aside(defect.as_str())),
+            ),
+            Action::Drop => (Spliced::unaltered(&[]), None),
+        };
+        Self {
+            envelope,
+            payload,
+            to,
         }
     }
 }

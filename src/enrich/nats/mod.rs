@@ -178,6 +178,7 @@ impl Enricher<'_> {
         mut done: Vec<Done<Token>>,
     ) -> Result<(), BoxError> {
         let bucket = bucket_start(self.setup);
+        let stop = self.stop.clone();
         let mut deliveries = Deliveries::new();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -197,7 +198,9 @@ impl Enricher<'_> {
                     drain_until = Some(Instant::now() + grace + DRAIN_GRACE);
                 }
                 Some(delivered) = deliveries.next(), if !deliveries.is_empty() => {
-                    self.delivered(delivered).await;
+                    if before_the_end(&stop, self.delivered(delivered)).await.is_none() {
+                        return Ok(());
+                    }
                 }
                 message = table.next() => {
                     let message = message.ok_or("the mappings' consumer has ended")??;
@@ -211,8 +214,10 @@ impl Enricher<'_> {
             }
             self.joiner.tick(self.clock.now(), &mut done);
             for one in done.drain(..) {
-                self.hand_over(&connection.jetstream, one, &deliveries)
-                    .await;
+                let handed = self.hand_over(&connection.jetstream, one, &deliveries);
+                if before_the_end(&stop, handed).await.is_none() {
+                    return Ok(());
+                }
             }
             self.stats.heartbeat.beat();
             let now = Instant::now();
@@ -233,8 +238,10 @@ impl Enricher<'_> {
                 self.tell(deliveries.len());
                 self.stats.log();
                 // The last acknowledgements are on their way.
-                connection.client.flush().await?;
-                return Ok(());
+                return match before_the_end(&stop, connection.client.flush()).await {
+                    Some(flushed) => flushed.map_err(Into::into),
+                    None => Ok(()),
+                };
             }
         }
     }
@@ -329,6 +336,19 @@ impl Enricher<'_> {
             figures.in_flight = in_flight;
             figures.dropped = self.dropped;
         });
+    }
+}
+
+/// Waits for what a server that is away lets nobody have, but not for ever once we are to stop: the client takes nothing
+/// while it looks for a server, and what was not acknowledged is handed out again.
+async fn before_the_end<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    let end = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN_GRACE).await;
+    };
+    tokio::select! {
+        done = work => Some(done),
+        () = end => None,
     }
 }
 

@@ -49,7 +49,9 @@ pub async fn reap(
         let _dropped = stop.clone().drop_guard();
         let reading = {
             let name = name.clone();
-            tokio::task::spawn_blocking(move || expired_keys(&config, stop, &name, before_ms))
+            tokio::task::spawn_blocking(move || {
+                expired_keys(&config, stop, topic, &name, before_ms)
+            })
         };
         let tried = format!("failed to read the topic `{name}`");
         let (keys, read) = match reading.await {
@@ -78,22 +80,23 @@ pub async fn reap(
 fn expired_keys(
     config: &rdkafka::ClientConfig,
     stop: CancellationToken,
-    topic: &str,
+    topic: Topic,
+    name: &str,
     before_ms: i64,
 ) -> Result<(BTreeSet<Vec<u8>>, u64), KafkaError> {
     let reader = Reader::open(config, stop)?;
-    let partitions = reader.partitions(topic)?;
+    let partitions = reader.partitions(name)?;
     let from: Vec<_> = partitions
         .into_iter()
         .map(|partition| (partition, Offset::Beginning))
         .collect();
     let (mut keys, mut read) = (BTreeSet::new(), 0);
-    let is_whole = reader.read(topic, &from, &mut |message| {
+    let is_whole = reader.read(name, &from, &mut |message| {
         read += 1;
         let key = message.key().unwrap_or_default();
         if message
             .payload()
-            .is_some_and(|value| is_expired(value, before_ms))
+            .is_some_and(|value| is_expired(topic, value, before_ms))
         {
             if keys.len() < REAP_MAX {
                 keys.insert(key.to_vec());

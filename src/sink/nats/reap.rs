@@ -23,7 +23,7 @@ pub(super) async fn reap(
     let mut all = Vec::new();
     for topic in [Topic::Records, Topic::Pns, Topic::Status] {
         let name = naming.stream(topic);
-        let reaped = reap_bucket(connection, &name, &naming.subjects(topic), before_ms)
+        let reaped = reap_bucket(connection, topic, naming, before_ms)
             .await
             .map_err(|source| SinkError::Unavailable {
                 message: format!("failed to reap the stream `{name}`"),
@@ -36,11 +36,11 @@ pub(super) async fn reap(
 
 async fn reap_bucket(
     connection: &Connection,
-    name: &str,
-    subjects: &str,
+    topic: Topic,
+    naming: &Naming,
     before_ms: i64,
 ) -> Result<Reaped, BoxError> {
-    let (expired, read) = expired(connection, name, subjects, before_ms).await?;
+    let (expired, read) = expired(connection, topic, naming, before_ms).await?;
     let mut tombstoned = 0;
     for (subject, sequence) in expired {
         let mut headers = HeaderMap::new();
@@ -60,7 +60,7 @@ async fn reap_bucket(
         }
     }
     Ok(Reaped {
-        name: name.to_owned(),
+        name: naming.stream(topic),
         read,
         tombstoned,
     })
@@ -69,18 +69,24 @@ async fn reap_bucket(
 /// Subjects whose last message has expired, with its sequence, and how many messages were read.
 async fn expired(
     connection: &Connection,
-    name: &str,
-    subjects: &str,
+    topic: Topic,
+    naming: &Naming,
     before_ms: i64,
 ) -> Result<(Vec<(String, u64)>, u64), BoxError> {
     let mut expired = Vec::new();
     let mut take = |message: &Message, sequence| {
         // A delete marker has no value, and so never expires here.
-        if is_expired(&message.payload, before_ms) {
+        if is_expired(topic, &message.payload, before_ms) {
             expired.push((message.subject.to_string(), sequence));
         }
         expired.len() < REAP_MAX
     };
-    let read = newest(connection, name, subjects, &mut take).await?;
+    let read = newest(
+        connection,
+        &naming.stream(topic),
+        &naming.subjects(topic),
+        &mut take,
+    )
+    .await?;
     Ok((expired, read))
 }
