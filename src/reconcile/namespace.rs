@@ -108,11 +108,14 @@ impl Reconciler {
         }
         let boot_id = Arc::clone(&self.identity.boot_id);
         let member = member_of(container, process);
-        let is_known = self
-            .namespaces
-            .get(&inode)
-            .map(|row| row.is_of(process, &boot_id));
+        let row = self.namespaces.get(&inode);
+        let is_known = row.map(|row| row.is_of(process, &boot_id));
         match is_known {
+            // The tombstone is on its way, and its acknowledgement is not to be taken for that of another message.
+            Some(true) if row.is_some_and(|row| row.phase == Phase::Buried) => {
+                self.supersede(inode, process.started_at_ms);
+                self.found_namespace(member, process, None);
+            }
             Some(true) => self.join_known(inode, member, process),
             Some(false) if self.is_outlived(inode, process) => self.release_fd(process.fd),
             Some(false) if self.is_elder(inode, process) => {

@@ -325,6 +325,12 @@ impl Reconciler {
             self.release_fd(process.fd);
             return;
         }
+        if row.phase == Phase::Buried {
+            // As with a container's own: what comes after a tombstone is another generation.
+            self.supersede(inode, process.started_at_ms);
+            self.map_nested(above, member, process);
+            return;
+        }
         let spare = match row.fd {
             Some(_) => process.fd,
             None => {
