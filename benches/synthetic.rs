@@ -221,6 +221,7 @@ pub(crate) fn opening() -> Vec<Observation> {
             source: source(),
             runtime,
             streaming: true,
+            is_listing: true,
         },
         Observation::ListBegan { source: source() },
         Observation::ListDone {

@@ -24,7 +24,7 @@ use crate::local::tenants::Tenant;
 use crate::model::message::Message;
 use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
 use crate::outbox::{Batch, Committed, Gap, Outbox, OutboxError, Stage, StageDone, Totals};
-use crate::procfs::ProcessTable;
+use crate::procfs::{FirstLook, ProcessTable};
 use crate::reconcile::{
     Effect, FdToken, Identity, NestedQuery, Observation, Reconciler, Restored, Row, RowKey,
     Settings, Tracked,
@@ -155,6 +155,8 @@ struct Collector {
     query: Option<Box<NestedQuery>>,
     /// Inspects for which a sketch will do, in one request for each runtime.
     sketches: BTreeMap<SourceId, Vec<(ContainerId, ContainerKind)>>,
+    /// The look at the process table for sketches, while an epoch opens.
+    first_look: Option<Arc<FirstLook>>,
     lost: Vec<(Option<u64>, oneshot::Sender<()>)>,
     phase: &'static str,
     resync: ResyncStatus,
@@ -214,6 +216,7 @@ impl Collector {
             requests: Vec::new(),
             query: None,
             sketches: BTreeMap::new(),
+            first_look: None,
             lost: Vec::new(),
             phase: "starting",
             resync: ResyncStatus::default(),
@@ -226,6 +229,10 @@ impl Collector {
             bus: None,
             is_ahead: false,
         };
+        if !collector.reconciler.opened() {
+            let look = FirstLook::begin(&collector.parts.processes);
+            collector.first_look = Some(Arc::new(look));
+        }
         collector.observe(Observation::Began {
             last_alive_ms: parts.last_alive_ms,
             owed: parts.owed,
@@ -596,6 +603,7 @@ impl Collector {
                 source,
                 runtime,
                 streaming,
+                is_listing: false,
             });
         }
     }

@@ -8,6 +8,7 @@ pub mod enrich;
 pub mod fdstore;
 #[cfg(test)]
 mod fuzzing;
+mod halves;
 pub mod heartbeat;
 pub mod host;
 pub mod http;

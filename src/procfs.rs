@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use crate::reconcile::{FdToken, Process, ProcessReading};
 
-pub use inits::Inits;
+pub use inits::FirstLook;
 
 /// Longest file that is read of a process. `status` and `cgroup` have some KiB.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -225,11 +225,25 @@ impl ProcessTable {
         cgroup: &str,
         status: &str,
     ) -> Result<Process, Errno> {
+        let mnt_ns = live_mount_namespace(directory).unwrap_or(0);
+        let is_init = status_is_init(status);
+        let process = self.pinned(directory, namespace, pid, cgroup)?;
+        Ok(Process {
+            mnt_ns,
+            is_init,
+            ..process
+        })
+    }
+
+    /// What is known of a process without its status: whether it is pid 1 inside and its mount namespace are not in it.
+    fn pinned(
+        &self,
+        directory: &OwnedFd,
+        namespace: OwnedFd,
+        pid: u32,
+        cgroup: &str,
+    ) -> Result<Process, Errno> {
         let pns_inode = rustix::fs::fstat(&namespace)?.st_ino;
-        let mnt_ns = rustix::fs::readlinkat(directory, "ns/mnt", Vec::new())
-            .ok()
-            .and_then(|link| link_inode(&link.to_string_lossy()))
-            .unwrap_or(0);
         let stat = read_at(directory, "stat")?;
         let start_ticks = stat_start_ticks(&stat).ok_or(Errno::SRCH)?;
         Ok(Process {
@@ -238,9 +252,9 @@ impl ProcessTable {
             started_at_ms: self.start_ms(start_ticks),
             pns_inode,
             pns_id: namespace_id(&namespace),
-            mnt_ns,
+            mnt_ns: 0,
             cgroup: cgroup_path(cgroup).into(),
-            is_init: status_is_init(status),
+            is_init: false,
             fd: Some(self.fds.hold(namespace)),
         })
     }
@@ -267,6 +281,13 @@ pub const HOST_PNS_INODE: u64 = 4_026_531_836;
 fn open_namespace(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     rustix::fs::openat(directory, "ns/pid", flags, Mode::empty())
+}
+
+/// The number of a process's mount namespace; `None` where it may not be read. A process that has ended has none, be it
+/// reaped or a zombie, and its directory is nobody else's: what this gives, it gives of a process that lives.
+fn live_mount_namespace(directory: &OwnedFd) -> Option<u64> {
+    let link = rustix::fs::readlinkat(directory, "ns/mnt", Vec::new()).ok()?;
+    link_inode(&link.to_string_lossy())
 }
 
 fn read_at(directory: &OwnedFd, name: &str) -> Result<String, Errno> {

@@ -2,10 +2,12 @@
 //! meanwhile waits for its own turn: the reconciler may be ahead of the outbox by one group, and nobody sees it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::{Collector, gap_renderer};
 use crate::model::SourceId;
 use crate::outbox::{self, Committed, Outbox, OutboxError, Prepared};
+use crate::procfs::FirstLook;
 use crate::reconcile::{FdToken, NestedQuery, RowKey};
 use crate::runtime::watch::{Request, now_ms};
 use crate::sink::{OwnKey, Report};
@@ -13,7 +15,7 @@ use crate::wire::Renderer;
 
 /// From how many messages on a group is committed by a thread of its own: some milliseconds of work, against some ten
 /// microseconds for the thread. Only storms and cold starts come to so many in one commit.
-const LARGE_MIN: usize = 1;
+const LARGE_MIN: usize = 1_024;
 
 /// One group: what is committed of it, and what follows when it is durable.
 pub(super) struct Decided {
@@ -105,8 +107,15 @@ impl Collector {
         // nothing to commit yet is not to wait for the disk: its inspect is asked for now.
         let has_ticked = std::mem::take(&mut self.has_ticked);
         let is_due = !batch.is_empty() || (has_ticked && outbox.has_unsynced_acks());
+        if self.reconciler.opened() {
+            self.first_look = None;
+        }
         let sketches = std::mem::take(&mut self.sketches).into_iter();
-        let sketches = sketches.map(|(source, wanted)| (source, Request::Sketch { wanted }));
+        let sketches = sketches.map(|(source, wanted)| {
+            let begin = || Arc::new(FirstLook::begin(&self.parts.processes));
+            let look = Arc::clone(self.first_look.get_or_insert_with(begin));
+            (source, Request::Sketch { wanted, look })
+        });
         let mut requests = std::mem::take(&mut self.requests);
         requests.extend(sketches);
         Decided {

@@ -55,7 +55,7 @@ pub fn chain(table: &ProcessTable, pid: u32) -> Result<Vec<Namespace>, Errno> {
     unsafe_code,
     reason = "an ioctl has no safe form; this one takes nothing and returns a new fd"
 )]
-fn parent(namespace: &OwnedFd) -> Result<OwnedFd, Errno> {
+pub(crate) fn parent(namespace: &OwnedFd) -> Result<OwnedFd, Errno> {
     struct GetParent;
 
     // SAFETY: NS_GET_PARENT is _IO(0xb7, 2): the kernel reads and writes no memory of ours, and what it returns is

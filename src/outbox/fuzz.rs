@@ -51,6 +51,7 @@ fn reconciler() -> Reconciler {
                 endpoint: "unix:///run/docker.sock".into(),
             },
             streaming: true,
+            is_listing: false,
         },
         Observation::ListBegan {
             source: source.clone(),

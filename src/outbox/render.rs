@@ -1,14 +1,13 @@
 //! From what the reconciler decided to what is owed: coalesced, then rendered, by two threads where there is much of it.
 
-use std::thread;
-
 use super::{Owed, coalesce};
+use crate::halves::in_halves;
 use crate::model::message::Message;
 use crate::wire::Renderer;
 
 /// From how many messages on a second thread takes half of them: some milliseconds of work, against some ten
 /// microseconds for the thread. Only storms and cold starts come to so many in one commit.
-const HALVED_MIN: usize = 1_024;
+const HALVED_MIN: usize = 512;
 
 /// Renders what one transaction owes, in order, without what it would overwrite itself.
 pub fn render(messages: Vec<(u64, Message)>, renderer: &Renderer, now_ms: u64) -> Vec<Owed> {
@@ -23,21 +22,7 @@ pub fn render(messages: Vec<(u64, Message)>, renderer: &Renderer, now_ms: u64) -
     if messages.len() < HALVED_MIN {
         return render(&messages);
     }
-    let (front, back) = messages.split_at(messages.len() / 2);
-    thread::scope(|scope| {
-        let helper = thread::Builder::new()
-            .name("renderer".to_owned())
-            .spawn_scoped(scope, || render(front));
-        let mut behind = render(back);
-        let mut owed = match helper.map(thread::ScopedJoinHandle::join) {
-            Ok(Ok(owed)) => owed,
-            Ok(Err(panic)) => std::panic::resume_unwind(panic),
-            // The system has no thread left.
-            Err(_) => render(front),
-        };
-        owed.append(&mut behind);
-        owed
-    })
+    in_halves("renderer", &messages, render)
 }
 
 #[cfg(test)]

@@ -147,6 +147,8 @@ pub enum Observation {
         runtime: RuntimeSource,
         /// Whether it has a stream.
         streaming: bool,
+        /// Whether a list that began after its subscription is told next; else one is to be asked for.
+        is_listing: bool,
     },
     /// A runtime is away. Lists and inspects that are under way will not be answered.
     SourceDown {

@@ -94,7 +94,13 @@ struct Compare {
 }
 
 impl Reconciler {
-    pub(super) fn source_up(&mut self, id: SourceId, runtime: RuntimeSource, streaming: bool) {
+    pub(super) fn source_up(
+        &mut self,
+        id: SourceId,
+        runtime: RuntimeSource,
+        streaming: bool,
+        is_listing: bool,
+    ) {
         self.lose_requests(&id);
         let runtime = Arc::new(runtime);
         let source = self
@@ -108,13 +114,16 @@ impl Reconciler {
         source.up = true;
         source.streaming = streaming;
         source.gap = true;
-        source.list.is_asked = false;
+        source.list.is_asked = is_listing;
+        source.list.again = false;
         if is_other {
             self.forget_fingerprints(&id);
         }
         self.effects
             .push(Effect::SaveRow(RowKey::Source(id.clone())));
-        self.relist(&id);
+        if !is_listing {
+            self.relist(&id);
+        }
     }
 
     /// Another version answers: what it says of its containers has changed, though its rows have not.

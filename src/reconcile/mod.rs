@@ -175,8 +175,9 @@ impl Reconciler {
                 source,
                 runtime,
                 streaming,
+                is_listing,
             } => {
-                self.source_up(source, runtime, streaming);
+                self.source_up(source, runtime, streaming, is_listing);
                 self.want_nested();
             }
             Observation::SourceDown { source } => self.source_down(&source),

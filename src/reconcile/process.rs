@@ -104,11 +104,15 @@ impl Reconciler {
             return;
         };
         let is_unseen_run = tracked.run.as_ref().is_some_and(|run| !run.is_seen());
+        let is_known = tracked
+            .hint
+            .as_ref()
+            .is_some_and(|hint| hint.is_process(process));
         self.take_hint(&mut tracked, id, process);
         self.containers.insert(id.clone(), tracked);
         self.effects
             .push(Effect::SaveRow(RowKey::Container(id.clone())));
-        if is_unseen_run {
+        if is_unseen_run && !is_known {
             self.ask(id);
         }
     }

@@ -1,7 +1,7 @@
 //! Watches one endpoint: connects, subscribes, then lists; answers the reconciler's requests; reconnects.
 //!
-//! A session goes `connect → subscribe → SourceUp → (events, lists, inspects) → SourceDown`, and starts again
-//! after a wait that grows. The stream is read at all times: what does not fit into the collector's queue is
+//! A session goes `connect → subscribe → SourceUp → (a list; then events, lists, inspects) → SourceDown`, and starts
+//! again after a wait that grows. The stream is read at all times: what does not fit into the collector's queue is
 //! dropped, counted, and told as a [`Observation::StreamGap`] as soon as there is room.
 
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ use crate::backoff::Backoff;
 use crate::collector::ObservationSender;
 use crate::model::message::RuntimeSource;
 use crate::model::{Container, ContainerId, ContainerKind, RuntimeEvent, SourceId, State};
-use crate::procfs::{Inits, ProcessTable};
+use crate::procfs::{FirstLook, ProcessTable};
 use crate::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
 use crate::telemetry;
 
@@ -63,6 +63,8 @@ pub enum Request {
     Sketch {
         /// Which.
         wanted: Vec<(ContainerId, ContainerKind)>,
+        /// Where their init processes are.
+        look: Arc<FirstLook>,
     },
 }
 
@@ -221,6 +223,7 @@ impl Watcher {
                 uid: info.peer_uid,
             },
             streaming: stream.is_some(),
+            is_listing: true,
         };
         let mut tasks = JoinSet::new();
         let end = self.serve(&client, stream, up, requests, &mut tasks).await;
@@ -253,9 +256,9 @@ impl Watcher {
         }
     }
 
-    /// Tells that the runtime is `up`, then what its stream says, and answers requests. Where the collector's queue has
-    /// no room for `up`, the stream is read all the same: those events are dropped, and the list that `up` causes
-    /// shows what they told.
+    /// Tells that the runtime is `up`, lists it, tells what its stream says, and answers requests. Where the collector's
+    /// queue has no room for `up`, the stream is read all the same: those events are dropped, and the list that follows
+    /// `up` shows what they told.
     async fn serve(
         &self,
         client: &Arc<dyn RuntimeClient>,
@@ -286,6 +289,8 @@ impl Watcher {
                         return SessionEnd::Stopped;
                     }
                     is_up_told = true;
+                    // Nobody asks for this one: what is decided of `up` waits for the disk, and the list need not.
+                    self.answer(client, Request::List, &inspects, &failed_tx, tasks);
                 }
                 event = next_event(&mut stream) => match event {
                     Some(Ok(_) | Err(RuntimeError::Malformed { .. })) if !is_up_told => {
@@ -410,8 +415,8 @@ impl Watcher {
                     job.inspect(id, kind).await;
                 });
             }
-            Request::Sketch { wanted } => {
-                tasks.spawn(job.sketch(wanted, Arc::clone(inspects)));
+            Request::Sketch { wanted, look } => {
+                tasks.spawn(job.sketch(wanted, look, Arc::clone(inspects)));
             }
         }
     }
@@ -461,10 +466,15 @@ impl Job {
     }
 
     /// Sketches the containers whose list rows and processes tell enough, and inspects the others.
-    async fn sketch(self, mut wanted: Vec<(ContainerId, ContainerKind)>, inspects: Arc<Semaphore>) {
+    async fn sketch(
+        self,
+        mut wanted: Vec<(ContainerId, ContainerKind)>,
+        look: Arc<FirstLook>,
+        inspects: Arc<Semaphore>,
+    ) {
         if wanted.len() >= SKETCHES_MIN {
             let ids = wanted.iter().map(|(id, _)| id.clone()).collect();
-            let told = self.tell_sketches(self.client.sketch(&ids)).await;
+            let told = self.tell_sketches(self.client.sketch(&ids), look).await;
             wanted.retain(|(id, _)| !told.contains(id));
         }
         let asking = wanted.into_iter().map(|(id, kind)| {
@@ -481,17 +491,18 @@ impl Job {
     }
 
     /// Tells the sketches whose init process is plain to see; gives the ids of those.
-    async fn tell_sketches(&self, sketches: Vec<Container>) -> BTreeSet<ContainerId> {
+    async fn tell_sketches(
+        &self,
+        sketches: Vec<Container>,
+        look: Arc<FirstLook>,
+    ) -> BTreeSet<ContainerId> {
         let mut told = BTreeSet::new();
         let ids: BTreeSet<_> = sketches.iter().map(|sketch| sketch.id.clone()).collect();
         if ids.is_empty() {
             return told;
         }
-        let (processes, uid) = (
-            Arc::clone(&self.context.processes),
-            self.client.info().peer_uid,
-        );
-        let finding = tokio::task::spawn_blocking(move || Inits::find(&processes, &ids, uid));
+        let uid = self.client.info().peer_uid;
+        let finding = tokio::task::spawn_blocking(move || look.take(&ids, uid));
         let Ok(mut inits) = finding.await else {
             return told;
         };

@@ -113,6 +113,7 @@ async fn a_stream_is_read_while_the_queue_has_no_room_even_for_its_beginning() {
             uid: 0,
         },
         streaming: true,
+        is_listing: true,
     };
     let (all_read_tx, all_read) = tokio::sync::oneshot::channel();
     let end = stream::once(async move {

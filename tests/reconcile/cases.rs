@@ -445,6 +445,7 @@ fn a_runtime_of_another_user_never_takes_over_what_root_s_has() {
             uid: 1_000,
         },
         streaming: true,
+        is_listing: false,
     });
     script.down(&docker());
 

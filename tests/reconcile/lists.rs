@@ -25,6 +25,26 @@ fn a_list_row_that_inspect_no_longer_knows_tells_nothing() {
 }
 
 #[test]
+fn a_list_that_is_under_way_when_a_runtime_is_up_is_not_asked_for() {
+    let asks = |effects: &[Effect]| {
+        let mut lists = effects.iter();
+        lists.any(|effect| matches!(effect, Effect::List { .. }))
+    };
+    for is_listing in [false, true] {
+        let mut script = Script::new();
+
+        let up = script.up_with(&docker(), is_listing);
+        let resync = script.tell(Observation::ResyncDue);
+        let listed = script.list(&docker(), vec![row_of(&running(1, 100, 10), 1)]);
+
+        assert_eq!(asks(&up), !is_listing);
+        assert!(!asks(&resync), "one at a time");
+        assert_eq!(inspected(&listed), [id(1)], "it is taken all the same");
+        assert!(asks(&listed), "the resync's own is asked for then");
+    }
+}
+
+#[test]
 fn a_late_list_does_not_revive_a_deleted_container() {
     let mut script = Script::watching_docker();
     script.run_docker(1, 100, 500);
@@ -349,6 +369,7 @@ fn an_endpoint_under_another_path_takes_its_containers_over() {
             endpoint: "unix:///var/run/docker.sock".into(),
         },
         streaming: true,
+        is_listing: false,
     });
     let asked = script.list(&other, vec![row_of(&running(1, 100, 10), 1)]);
     script.found(&other, running(1, 100, 10), alive(process(100, 500)));

@@ -240,6 +240,10 @@ impl Script {
     }
 
     pub(crate) fn up(&mut self, source: &SourceId) {
+        self.up_with(source, false);
+    }
+
+    pub(crate) fn up_with(&mut self, source: &SourceId, is_listing: bool) -> Vec<Effect> {
         let is_docker = *source == docker();
         let is_overlay = *source == cri_dockerd();
         let runtime = RuntimeSource {
@@ -261,7 +265,8 @@ impl Script {
             source: source.clone(),
             runtime,
             streaming: !is_overlay,
-        });
+            is_listing,
+        })
     }
 
     pub(crate) fn down(&mut self, source: &SourceId) {

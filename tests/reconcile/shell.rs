@@ -289,13 +289,16 @@ impl Shell {
     }
 
     fn connect(&mut self, runtime: Runtime) -> Check {
-        let streaming = self.links.get_mut(&runtime).is_some_and(|link| {
-            link.connection += 1;
-            link.has_lost = false;
-            link.is_listed = false;
-            link.lose_events = 0;
-            link.is_streaming
-        });
+        let Some(link) = self.links.get_mut(&runtime) else {
+            return Ok(());
+        };
+        link.connection += 1;
+        link.has_lost = false;
+        link.is_listed = false;
+        link.lose_events = 0;
+        let streaming = link.is_streaming;
+        // Both are to be right: a list that comes by itself, and one that is asked for.
+        let is_listing = link.connection % 2 == 1;
         self.observe(Observation::SourceUp {
             source: Self::source_id(runtime),
             runtime: RuntimeSource {
@@ -306,7 +309,21 @@ impl Shell {
                 endpoint: "unix:///run/x.sock".into(),
             },
             streaming,
-        })
+            is_listing,
+        })?;
+        if is_listing {
+            self.begin_list(runtime);
+        }
+        Ok(())
+    }
+
+    fn begin_list(&mut self, runtime: Runtime) {
+        let source = Self::source_id(runtime);
+        let scope = self.scope(runtime);
+        let began = Observation::ListBegan { source };
+        self.schedule(0, scope, Due::Observe(began));
+        let delay_ms = 1 + self.random(DELAY_MS);
+        self.schedule(delay_ms, scope, Due::TakeList { runtime });
     }
 
     /// A runtime answers no more. Its containers may go on.
@@ -780,14 +797,7 @@ impl Shell {
             )
             | Effect::ReleaseNamespace(_) => {}
             Effect::SaveRow(key) => self.save(reconciler, key)?,
-            Effect::List { source } => {
-                let runtime = runtime_of(&source)?;
-                let scope = self.scope(runtime);
-                let began = Observation::ListBegan { source };
-                self.schedule(0, scope, Due::Observe(began));
-                let delay_ms = 1 + self.random(DELAY_MS);
-                self.schedule(delay_ms, scope, Due::TakeList { runtime });
-            }
+            Effect::List { source } => self.begin_list(runtime_of(&source)?),
             Effect::Inspect {
                 source,
                 id,
