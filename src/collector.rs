@@ -28,8 +28,8 @@ use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
 use crate::outbox::{Batch, Committed, Gap, Outbox, OutboxError, Stage, StageDone, Totals};
 use crate::procfs::{FirstLook, ProcessTable};
 use crate::reconcile::{
-    Effect, FdToken, Identity, NestedQuery, Observation, Reconciler, Restored, Row, RowKey,
-    Settings, Tracked,
+    Effect, FdToken, Identity, ListOutcome, NestedQuery, Observation, Reconciler, Restored, Row,
+    RowKey, Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, OwnKey, Report};
@@ -319,7 +319,12 @@ impl Collector {
                 self.resync.finished_ms = 0;
                 self.status_due = true;
             }
-            Observation::SourceUp { .. } | Observation::SourceDown { .. } => self.status_due = true,
+            Observation::SourceUp { .. }
+            | Observation::SourceDown { .. }
+            | Observation::ListDone {
+                outcome: ListOutcome::Failed,
+                ..
+            } => self.status_due = true,
             Observation::Began { .. }
             | Observation::SourceExpected { .. }
             | Observation::SourceForgotten { .. }
@@ -724,6 +729,7 @@ impl Collector {
                     stream,
                     events: figures.events.load(Ordering::Relaxed),
                     dropped: figures.dropped.load(Ordering::Relaxed),
+                    failed_lists: figures.failed_lists.load(Ordering::Relaxed),
                     last_event_ms: figures.last_event_ms.load(Ordering::Relaxed),
                     last_resync_ms: figures.last_resync_ms.load(Ordering::Relaxed),
                     error: watched.error.borrow().clone(),

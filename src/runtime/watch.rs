@@ -40,6 +40,8 @@ const ID_DIGITS: usize = 64;
 const IDLE_CHECK: Duration = Duration::from_secs(10);
 /// How often a runtime without a stream is listed.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Of so many polls one is made where the newest list was too long: it is long to make, and will hardly be shorter soon.
+const LONG_LIST_POLLS: u32 = 60;
 /// The first and the longest wait before a connection is made again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// How long a session must have lasted for the waits to start over.
@@ -75,6 +77,8 @@ pub struct EndpointFigures {
     pub events: AtomicU64,
     /// Events dropped.
     pub dropped: AtomicU64,
+    /// Lists that failed.
+    pub failed_lists: AtomicU64,
     /// When the newest came, in unix milliseconds.
     pub last_event_ms: AtomicU64,
     /// When it was last listed whole, in unix milliseconds.
@@ -92,7 +96,7 @@ pub struct Watched {
     pub requests: mpsc::UnboundedSender<Request>,
     /// Figures.
     pub figures: Arc<EndpointFigures>,
-    /// The newest error; empty when it is up.
+    /// The newest error: why it is away, or why its newest list was not taken; empty when all is well.
     pub error: watch::Receiver<String>,
 }
 
@@ -280,6 +284,7 @@ impl Watcher {
         let mut is_up_told = false;
         let is_polling = stream.is_none();
         let mut has_gap = false;
+        let mut polls = 0_u32;
         loop {
             tokio::select! {
                 biased;
@@ -323,7 +328,9 @@ impl Watcher {
                 }
                 _ = poll.tick() => {
                     self.tell_gap(&mut has_gap);
-                    if is_polling {
+                    polls = polls.wrapping_add(1);
+                    let is_too_long = !self.error.borrow().is_empty();
+                    if is_polling && (!is_too_long || polls.is_multiple_of(LONG_LIST_POLLS)) {
                         let due = Observation::ListDue { source: self.source.clone() };
                         // A queue that is full holds work enough; the next tick comes.
                         self.context.observations.try_send(due);
@@ -398,6 +405,7 @@ impl Watcher {
             client: Arc::clone(client),
             context: self.context.clone(),
             figures: Arc::clone(&self.figures),
+            error: self.error.clone(),
         };
         match request {
             Request::List => {
@@ -429,6 +437,7 @@ struct Job {
     client: Arc<dyn RuntimeClient>,
     context: WatchContext,
     figures: Arc<EndpointFigures>,
+    error: watch::Sender<String>,
 }
 
 impl Job {
@@ -455,14 +464,46 @@ impl Job {
                 );
                 (ListOutcome::Partial(listing.rows), Ok(()))
             }
-            Err(error) => (ListOutcome::Failed, Err(error)),
+            Err(error) => {
+                self.figures.failed_lists.fetch_add(1, Ordering::Relaxed);
+                (ListOutcome::Failed, Err(error))
+            }
         };
+        let result = self.tell_too_long(result);
         let done = Observation::ListDone {
             source: self.source,
             outcome,
         };
         self.context.observations.send(done).await;
         result
+    }
+
+    /// A list that is too long is none, and nothing is wrong with the connection: the stream goes on. Any other error is the
+    /// session's end.
+    fn tell_too_long(&self, result: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
+        let source = &self.source;
+        match result {
+            Err(error @ RuntimeError::TooLong { .. }) => {
+                let error = telemetry::chain(&error);
+                if self.error.send_replace(error.clone()) == error {
+                    tracing::debug!(%source, %error, "the runtime's list is still too long");
+                } else {
+                    tracing::error!(
+                        %source,
+                        %error,
+                        "the runtime's list is too long; only what its events tell is followed"
+                    );
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(()) => {
+                if !self.error.send_replace(String::new()).is_empty() {
+                    tracing::info!(%source, "the runtime's list is taken again");
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Sketches the containers whose list rows and processes tell enough, and inspects the others.
