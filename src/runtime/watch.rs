@@ -20,7 +20,7 @@ use crate::collector::ObservationSender;
 use crate::model::message::RuntimeSource;
 use crate::model::{Container, ContainerId, ContainerKind, RuntimeEvent, SourceId, State};
 use crate::procfs::{FirstLook, ProcessTable};
-use crate::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
+use crate::reconcile::{FdToken, InspectOutcome, ListOutcome, Observation, ProcessReading};
 use crate::telemetry;
 
 /// Inspects that are under way at one runtime at once: never one after another, never all at once.
@@ -552,6 +552,7 @@ impl Job {
                 continue;
             };
             container.pid = Some(process.pid);
+            let fd = Unowned(&self.context.processes, process.fd);
             let sketched = Observation::Inspected {
                 source: self.source.clone(),
                 id: container.id.clone(),
@@ -566,6 +567,7 @@ impl Job {
             if !self.context.observations.send(sketched).await {
                 break;
             }
+            fd.is_owned();
         }
         told
     }
@@ -583,12 +585,19 @@ impl Job {
                 InspectOutcome::Failed
             }
         };
+        let fd = self.unowned(match &outcome {
+            InspectOutcome::Found { process, .. } => process.as_ref(),
+            InspectOutcome::Sketched { process, .. } => Some(process),
+            InspectOutcome::Gone | InspectOutcome::Failed => None,
+        });
         let inspected = Observation::Inspected {
-            source: self.source,
+            source: self.source.clone(),
             id,
             outcome,
         };
-        self.context.observations.send(inspected).await;
+        if self.context.observations.send(inspected).await {
+            fd.is_owned();
+        }
     }
 
     async fn look(
@@ -615,7 +624,7 @@ impl Job {
             });
         }
         if names_other(&reading, id) {
-            self.release(reading);
+            drop(self.unowned(Some(&reading)));
             return self.look_until_noticed(id, kind, pid).await;
         }
         self.look_again(id, kind, pid, reading).await
@@ -651,12 +660,13 @@ impl Job {
         Ok(InspectOutcome::Failed)
     }
 
-    fn release(&self, reading: ProcessReading) {
-        if let ProcessReading::Alive(process) = reading
-            && let Some(fd) = process.fd
-        {
-            self.context.processes.fds().release(fd);
-        }
+    /// The fd in a reading, to be let go where this task ends midway.
+    fn unowned(&self, reading: Option<&ProcessReading>) -> Unowned<'_> {
+        let fd = match reading {
+            Some(ProcessReading::Alive(process)) => process.fd,
+            Some(ProcessReading::Dead | ProcessReading::Denied) | None => None,
+        };
+        Unowned(&self.context.processes, fd)
     }
 
     /// The process's cgroup does not name the container: a second inspect must agree on the pid.
@@ -668,15 +678,17 @@ impl Job {
         reading: ProcessReading,
     ) -> Result<InspectOutcome, RuntimeError> {
         self.figures.calls.fetch_add(1, Ordering::Relaxed);
+        let fd = self.unowned(Some(&reading));
         let second = self.client.inspect(id, kind).await;
         let agreed = match &second {
             Ok(Inspection::Found(container)) => live_pid(container) == Some(pid),
             Ok(Inspection::Gone) | Err(_) => false,
         };
         let process = if agreed {
+            fd.is_owned();
             Some(reading)
         } else {
-            self.release(reading);
+            drop(fd);
             None
         };
         match second? {
@@ -685,6 +697,25 @@ impl Job {
                 container,
             }),
             Inspection::Gone => Ok(InspectOutcome::Gone),
+        }
+    }
+}
+
+/// The fd on a namespace that a task has read and nobody owns yet: dropped, it is closed. A session's tasks end with it
+/// wherever they wait.
+struct Unowned<'a>(&'a ProcessTable, Option<FdToken>);
+
+impl Unowned<'_> {
+    /// It has an owner now.
+    fn is_owned(mut self) {
+        self.1 = None;
+    }
+}
+
+impl Drop for Unowned<'_> {
+    fn drop(&mut self) {
+        if let Some(fd) = self.1 {
+            self.0.fds().release(fd);
         }
     }
 }
