@@ -43,7 +43,7 @@ pub struct RuntimeStatus {
 pub struct ResyncStatus {
     /// Its number.
     pub package_seq: u64,
-    /// `begin`, `end` or `aborted`; empty before the first.
+    /// `begin`, `end`, or `aborted` where it was cut off; empty before the first.
     #[cfg_attr(test, schemars(with = "schema::ResyncState"))]
     pub state: &'static str,
     /// When it began, in unix milliseconds.
