@@ -366,7 +366,14 @@ fn a_resync_that_is_cut_off_is_told_as_aborted_and_the_next_one_is_not() {
         (|scene| scene.list(&[]), "end"),
         (Scene::go_down, "aborted"),
         (|scene| scene.list_failed(), "aborted"),
-        (|scene| scene.fail(), "begin"),
+        (
+            |scene| {
+                // That is to be committed.
+                scene.come_up();
+                scene.fail();
+            },
+            "begin",
+        ),
         (|scene| scene.collector.take(Input::Stopping), "aborted"),
         (
             |scene| {
