@@ -266,9 +266,11 @@ fn check_envelope(message: &Message) -> Result<()> {
     };
     ensure!(header("content-type") == "application/json", "content type");
     let fields = value.get("fields").unwrap_or(value);
-    let text = |name: &str| match &fields[name] {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+    let text = |name: &str| {
+        let value = &fields[name];
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
     };
     let key = match id_of_key {
         Some(name) if message.subject.is_some() => format!("{HOST_ID}/{}", token(&text(name))),

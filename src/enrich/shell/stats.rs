@@ -153,8 +153,12 @@ mod tests {
         for (defect, count) in Defect::ALL.iter().zip(&mut counts.invalid) {
             *count = match defect {
                 Defect::NoPns => 7,
-                Defect::NotJson => 1,
-                _ => 0,
+                Defect::NotJson | Defect::BadTime => 1,
+                Defect::NotAnObject
+                | Defect::NoHost
+                | Defect::BadHost
+                | Defect::BadPns
+                | Defect::FieldTaken => 0,
             };
         }
         assert_eq!(Doubt::of(&counts), Some(Doubt::Fields(Defect::NoPns)));
