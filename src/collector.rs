@@ -9,6 +9,8 @@
 //! goes back to the state on disk, every runtime counts as having a gap, and it is tried again.
 
 mod decided;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::Ordering;
@@ -172,6 +174,8 @@ struct Collector {
     bus: Option<Arc<str>>,
     /// More was decided than is committed.
     is_ahead: bool,
+    /// A commit has failed, and the state could not be opened since: the reconciler is ahead of what is on disk.
+    has_no_state: bool,
 }
 
 /// The parts that outlive a failed commit.
@@ -228,6 +232,7 @@ impl Collector {
             read_back: None,
             bus: None,
             is_ahead: false,
+            has_no_state: false,
         };
         if !collector.reconciler.opened() {
             let look = FirstLook::begin(&collector.parts.processes);
@@ -532,20 +537,20 @@ impl Collector {
         }
     }
 
-    /// Gives the fds of mappings that were saved to whoever keeps them over a restart.
-    fn keep_fds(&mut self, saved: &BTreeSet<RowKey>) {
-        for key in saved {
-            if let Some(Row::Namespace(row)) = self.reconciler.row(key)
+    /// Notes the fds of mappings that were saved, for a commit that fails later, and for whoever keeps them over a restart.
+    fn keep_fds(&mut self, saved: &[u64]) {
+        for inode in saved {
+            if let Some(Row::Namespace(row)) = self.reconciler.row(&RowKey::Namespace(*inode))
                 && let Some(fd) = row.fd()
             {
-                let (inode, generation) = (row.mapping().pns_inode, row.mapping().generation);
                 let processes = &self.parts.processes;
-                self.parts.fd_store.keep(inode, generation, fd, processes);
+                self.parts.fd_store.keep(row.key(), fd, processes);
             }
         }
     }
 
-    /// Goes back to the state on disk; what was decided since counts as not observed.
+    /// Goes back to the state on disk; what was decided since counts as not observed. The mappings on disk keep their fds,
+    /// those too that had let go of them since: their numbers must be nobody else's before the bus has their tombstones.
     fn recover(&mut self, outbox: &mut Outbox, decided: Decided, error: &str) {
         self.failed_commits += 1;
         tracing::error!(
@@ -576,9 +581,14 @@ impl Collector {
                     error = telemetry::chain(&error),
                     "the state cannot be opened"
                 );
+                self.has_no_state = true;
                 return;
             }
         };
+        self.has_no_state = false;
+        let mut restored = recovered.restored;
+        let boot_id = &self.parts.identity.boot_id;
+        let kept = self.parts.fd_store.give_back(&mut restored, boot_id);
         let ups: Vec<_> = self
             .reconciler
             .sources()
@@ -588,11 +598,12 @@ impl Collector {
         // What waits in the queue brings fds of its own, which must stay.
         let mut released = std::mem::take(&mut self.released);
         released.extend(self.reconciler.held_fds());
+        released.retain(|fd| !kept.contains(fd));
         self.release(released);
         self.reconciler = Reconciler::new(
             self.parts.identity.clone(),
             self.parts.settings.clone(),
-            recovered.restored,
+            restored,
         );
         self.observe(Observation::Began {
             last_alive_ms: now_ms(),

@@ -1,7 +1,6 @@
 //! What was decided, on its way to the disk. Nothing of it is acted on before it is durable, and what is decided
 //! meanwhile waits for its own turn: the reconciler may be ahead of the outbox by one group, and nobody sees it.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Collector, gap_renderer};
@@ -27,8 +26,8 @@ pub(super) struct Decided {
     pub(super) last_row: Option<u64>,
     /// The bus's reports in it: what the bus has it says once, and that outlives a commit that fails.
     pub(super) reports: Vec<Report>,
-    /// The rows in it, where someone keeps fds over a restart.
-    pub(super) saved: BTreeSet<RowKey>,
+    /// The numbers of the namespaces whose rows are in it.
+    pub(super) saved: Vec<u64>,
     pub(super) read_back: Option<Vec<OwnKey>>,
     pub(super) requests: Vec<(SourceId, Request)>,
     pub(super) query: Option<Box<NestedQuery>>,
@@ -44,7 +43,7 @@ impl Decided {
             messages: 0,
             last_row: None,
             reports: Vec::new(),
-            saved: BTreeSet::new(),
+            saved: Vec::new(),
             read_back: None,
             requests: Vec::new(),
             query: None,
@@ -98,15 +97,17 @@ impl Collector {
         let messages = std::mem::take(&mut self.messages).into_iter();
         let messages = messages.map(|message| (outbox.take_row(), message));
         batch.messages = outbox::render(messages.collect(), &self.parts.renderer, now);
-        let saved = if self.parts.fd_store.is_there() {
-            batch.rows.clone()
-        } else {
-            BTreeSet::new()
-        };
-        // Where nothing came but the clock's tick, what a crash would send twice is a second's worth. An event that has
+        let namespaces = RowKey::Namespace(0)..=RowKey::Namespace(u64::MAX);
+        let saved = batch.rows.range(namespaces).filter_map(|key| match key {
+            RowKey::Namespace(inode) => Some(*inode),
+            RowKey::Container(_) | RowKey::Source(_) => None,
+        });
+        let saved = saved.collect();
+        // Without a state nothing may count as committed. Where nothing came but the clock's tick, what a crash would send twice is a second's worth. An event that has
         // nothing to commit yet is not to wait for the disk: its inspect is asked for now.
         let has_ticked = std::mem::take(&mut self.has_ticked);
-        let is_due = !batch.is_empty() || (has_ticked && outbox.has_unsynced_acks());
+        let is_due =
+            !batch.is_empty() || (has_ticked && outbox.has_unsynced_acks()) || self.has_no_state;
         if self.reconciler.opened() {
             self.first_look = None;
         }

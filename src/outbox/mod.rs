@@ -664,6 +664,16 @@ impl Outbox {
             .extend(revived.into_iter().chain(acked).chain(passed));
     }
 
+    /// Loses the file, as a disk that fails takes it away: every commit fails until [`Outbox::recover`] opens it again.
+    #[cfg(test)]
+    pub(crate) fn lose_file(&self) {
+        let mut database = self
+            .database
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *database = None;
+    }
+
     /// Makes what the bus lost owed again, in one durable commit: the acknowledged deltas from `lost_from` on
     /// (`None`: all), with their rows, numbers and bytes. Where the kept ones do not reach back so far, a `gap`
     /// stands before them, and a snapshot is owed. Nothing may be in flight.

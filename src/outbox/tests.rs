@@ -486,7 +486,7 @@ fn the_state_is_committed_with_its_messages() {
 
 /// Puts an earlier content of the file in place, as after a commit that failed, and opens it again.
 fn go_back_to(outbox: &mut Outbox, file: &Path, content: &[u8]) {
-    *outbox.database.write().expect("nobody panicked") = None;
+    outbox.lose_file();
     std::fs::write(file, content).expect("it can be written");
     outbox.recover().expect("it can be opened again");
 }

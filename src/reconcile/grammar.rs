@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::container::Tracked;
 use super::listing::Source;
 use super::namespace::NamespaceRow;
-use super::nested::{NestedLook, NestedQuery};
+use super::nested::{MappingKey, NestedLook, NestedQuery};
 use crate::model::message::{Message, RuntimeSource};
 use crate::model::{Container, ContainerId, ContainerKind, ListRow, RuntimeEvent, SourceId};
 
@@ -316,18 +316,16 @@ pub struct Restored {
 
 impl Restored {
     /// Whether this very mapping is of this boot, has no fd, and would hold one.
-    pub fn lacks_fd(&self, inode: u64, generation: u64, boot_id: &str) -> bool {
-        self.namespaces.get(&inode).is_some_and(|row| {
-            row.fd.is_none()
-                && row.mapping.generation == generation
-                && &*row.mapping.boot_id == boot_id
+    pub fn lacks_fd(&self, mapping: MappingKey, boot_id: &str) -> bool {
+        self.namespaces.get(&mapping.pns_inode).is_some_and(|row| {
+            row.fd.is_none() && row.key() == mapping && &*row.mapping.boot_id == boot_id
         })
     }
 
-    /// Gives a mapping the fd that was held for it over the restart.
-    pub fn give_fd(&mut self, inode: u64, generation: u64, fd: FdToken) {
-        let row = self.namespaces.get_mut(&inode);
-        if let Some(row) = row.filter(|row| row.mapping.generation == generation) {
+    /// Gives a mapping the fd that was held for it meanwhile.
+    pub fn give_fd(&mut self, mapping: MappingKey, fd: FdToken) {
+        let row = self.namespaces.get_mut(&mapping.pns_inode);
+        if let Some(row) = row.filter(|row| row.key() == mapping) {
             row.fd = Some(fd);
         }
     }

@@ -68,7 +68,7 @@ impl NamespaceRow {
     }
 
     /// Which namespace it is of.
-    pub(super) fn key(&self) -> MappingKey {
+    pub fn key(&self) -> MappingKey {
         MappingKey {
             pns_inode: self.mapping.pns_inode,
             generation: self.mapping.generation,
@@ -163,6 +163,10 @@ impl Reconciler {
         };
         let spare = if row.fd.is_none() {
             row.fd = process.fd;
+            if row.fd.is_some() {
+                // Whoever keeps fds over a restart, and over a commit that fails, is to have this one too.
+                self.effects.push(Effect::SaveRow(RowKey::Namespace(inode)));
+            }
             None
         } else {
             process.fd

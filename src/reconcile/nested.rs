@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::namespace::{NamespaceRow, Phase, owner_of};
-use super::{Effect, Process, Reconciler};
+use super::{Effect, Process, Reconciler, RowKey};
 use crate::model::message::Member;
 
 /// Most nested namespaces that are mapped, lingering ones too: each holds an fd, and a container can make thousands.
@@ -335,6 +335,10 @@ impl Reconciler {
             Some(_) => process.fd,
             None => {
                 row.fd = process.fd;
+                if row.fd.is_some() {
+                    // Whoever keeps fds is to have this one too.
+                    self.effects.push(Effect::SaveRow(RowKey::Namespace(inode)));
+                }
                 None
             }
         };

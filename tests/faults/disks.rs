@@ -147,7 +147,6 @@ async fn a_full_disk_is_survived_and_what_was_missed_is_found() -> anyhow::Resul
     let mut setup = Setup::new("full disk", None);
     setup.state_dir = Some(path.join("state"));
     let mut course = Course::start(setup).await?;
-    course.oracle.may_reuse = true;
     for round in 0..3 {
         course.live(15).await?;
         course.count("state disk full");
