@@ -126,7 +126,10 @@ fn a_namespace_below_its_containers_is_told_as_such() {
         world.event(5, AT + 1);
         let out = world.out();
         assert_eq!(out[0].1["container_id"], "a");
-        assert_eq!(out[0].1.get("nested"), expected.map(serde_json::Value::from).as_ref());
+        assert_eq!(
+            out[0].1.get("nested"),
+            expected.map(serde_json::Value::from).as_ref()
+        );
     }
 }
 
