@@ -89,6 +89,35 @@ async fn ten_thousand_deltas_arrive_in_order_and_each_is_acknowledged_once() -> 
 }
 
 #[tokio::test]
+async fn on_an_idle_bus_a_delta_never_waits_for_its_record() -> anyhow::Result<()> {
+    let Some(kafka) = Broker::Kafka.steady().await? else {
+        return Ok(());
+    };
+    let mut driven = Driven::prepared(sink(&kafka.servers, &fresh_topics())?).await?;
+    let pair = |row: u64| {
+        let item = format!("{row:064x}");
+        let record = state(row + 1, Topic::Records, &item, Some("{}".to_owned()));
+        [delta(row), record]
+    };
+
+    for row in (1..=200).step_by(2) {
+        for message in pair(row) {
+            driven.send(message).await?;
+        }
+        assert_eq!(driven.acked(2).await?, [row, row + 1]);
+    }
+
+    // Where there is more, none waits for another.
+    let sending = driven.send_all((201..=10_200).step_by(2).flat_map(pair).collect());
+    let mut acked = driven.acked(10_000).await?;
+    sending.await?;
+    acked.sort_unstable();
+    assert_eq!(acked, (201..=10_200).collect::<Vec<_>>());
+    driven.finish().await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn kcat_reads_keys_headers_times_and_tombstones() -> anyhow::Result<()> {
     let Some(kafka) = Broker::Kafka.steady().await? else {
         return Ok(());

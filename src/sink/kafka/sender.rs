@@ -9,6 +9,8 @@
 //! - After the cluster was away, or a producer failed for another reason than a message, no producer is made before
 //!   the last acknowledged delta is read back ([`mod@super::check`]). That a broker alone was away is not such a case:
 //!   a leader that has less than was acknowledged refuses the producer's sequence numbers, which is fatal to it.
+//! - On an idle bus a record waits for the few messages before it, so that its delta is acknowledged first. With more than
+//!   [`FEW`] nothing waits for a message of another topic.
 //! - A message is rejected only when it was alone on its way. Those of a batch that was refused become
 //!   *suspects*, which are sent one at a time.
 
@@ -46,6 +48,12 @@ const REBUILD_LONGEST: Duration = Duration::from_secs(5);
 
 /// The wait before a full queue is tried again.
 const QUEUE_FULL_WAIT: Duration = Duration::from_millis(5);
+
+/// Up to how many unreported messages a record waits for those before it: more are no idle bus, and go without a wait.
+const FEW: usize = 4;
+
+/// How long a record waits for them at most: a topic may take nothing. Looked at with every [`TICK`].
+const RECORD_WAIT_MAX: Duration = TICK;
 
 /// With messages of a topic on their way and none of it acknowledged for this long, the bus counts as down.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
@@ -296,9 +304,13 @@ impl Sender {
     /// Hands over the next message; `false` where there is none, or it has to wait for others.
     fn send_next(&mut self, now_ms: i64) -> bool {
         let Some(live) = &self.live else { return false };
+        let lets_records_wait = self.lets_records_wait();
         let Some((&ticket, pending)) = self.unreported.range_mut(self.cursor..).next() else {
             return false;
         };
+        if lets_records_wait && pending.message.topic == Topic::Records {
+            return false;
+        }
         let stamp = self
             .stamps
             .next(pending.message.time_ms, pending.refusals, now_ms);
@@ -335,6 +347,15 @@ impl Sender {
             },
         }
         true
+    }
+
+    /// Whether so little is on its way that a record waits for it. A broker takes one request of a connection at a time, and
+    /// librdkafka sends those of several partitions in an order of its own: a delta would as often as not wait for its record.
+    fn lets_records_wait(&self) -> bool {
+        let oldest = self.unreported.first_key_value();
+        let sent_at = oldest.and_then(|(_, pending)| pending.sent_at);
+        let is_new = sent_at.is_some_and(|at| at.elapsed() < RECORD_WAIT_MAX);
+        self.in_flight > 0 && self.unreported.len() <= FEW && is_new
     }
 
     fn handle_notice(&mut self, notice: Notice) {
