@@ -32,7 +32,7 @@ pub(super) enum Decision<'t> {
 
 /// Decides at `now_ms`, unix milliseconds.
 pub(super) fn decide<'t>(table: &'t Table, question: &Question<'_>, now_ms: u64) -> Decision<'t> {
-    if question.is_root || question.pns_inode == HOST_PNS_INODE {
+    if question.pns_inode == HOST_PNS_INODE {
         return Decision::Host;
     }
     let candidates = || table.candidates(&question.host, question.pns_inode);
@@ -52,6 +52,10 @@ pub(super) fn decide<'t>(table: &'t Table, question: &Question<'_>, now_ms: u64)
         let mut all = vec![first.container_id()];
         all.extend(others);
         return Decision::Ambiguous(all);
+    }
+    // Asked after the table: to a sensor that runs in a container, that one's namespace may be the root.
+    if question.is_root {
+        return Decision::Host;
     }
     match candidates().next() {
         // Messages of one key come in order: behind a newer namespace no older one's mapping comes any more.
@@ -177,6 +181,18 @@ mod tests {
         };
         for question in [kernel, told] {
             assert_eq!(word(&decide(&table, &question, 0)), "host");
+        }
+    }
+
+    #[test]
+    fn a_container_that_its_own_sensor_takes_for_the_host_is_no_host() {
+        let table = table(&[("sensor", 100_000, None)]);
+        for (at, expected) in [(150_000, "sensor"), (50_000, "host")] {
+            let question = Question {
+                is_root: true,
+                ..question(at, at)
+            };
+            assert_eq!(word(&decide(&table, &question, 0)), expected, "{at}");
         }
     }
 

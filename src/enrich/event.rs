@@ -511,15 +511,19 @@ mod tests {
         let ours = r#"{"schema_version":1,"data_type":5050,"timestamp":1640000000,"fields":{"pid":"7","pns_inode":"4026532448","pid_ns":"pid:[4026532448]","mnt_ns":"4026532449","host_id":"h1"}}"#;
         let elkeid = r#"{"data_type":5050,"timestamp":1640000000,"agent_id":"a1","fields":{"pid":"7","pns":"pid:[4026532448]"}}"#;
         let driver = r#"{"data_type":"59","time":"1640000000","agent_id":"a1","pid":"7","pns":"4026532448","root_pns":"4026531836"}"#;
+        let hub = r#"{"@timestamp":"2021-12-20T11:33:27Z","agent_id":"a1","agent_time":"1640000000","body":{"fields":{"nodename":"pod","pid":"7","pns":"4026532448","root_pns":"4026531836"}},"data_type":"82","hostname":"n","svr_time":"1640000006"}"#;
         let tetragon = r#"{"process_kprobe":{"process":{"pid":7,"ns":{"uts":{"inum":1},"mnt":{"inum":4026532449},"pid":{"inum":4026532448},"pid_for_children":{"inum":9}}}},"node_name":"n1","time":"2021-12-20T11:33:20.123456789Z"}"#;
         let tracee = r#"{"timestamp":1640000000123456789,"mountNamespace":4026532449,"pidNamespace":4026532448,"hostName":"95e88e281c4b","container":{"id":"95"}}"#;
         let osquery = r#"{"name":"p","hostIdentifier":"o1","unixTime":1640000000,"columns":{"pid":"7","pid_namespace":"4026532448","mnt_namespace":"4026532449"},"action":"added"}"#;
+        // As an older osquery writes it, and with `--logger_snapshot_event_type`.
+        let snapshot = r#"{"name":"p","hostIdentifier":"o1","unixTime":"1640000000","columns":{"pid_namespace":"4026532448","mnt_namespace":"4026532449"},"action":"snapshot"}"#;
         let (second, last) = (1_640_000_000_000, 1_640_000_000_999);
         let exact = 1_640_000_000_123;
         for (preset, text, host, from, to, mnt_ns) in [
             (Preset::Quaymaster, ours, "h1", second, last, 4_026_532_449),
             (Preset::Elkeid, elkeid, "a1", second, last, 0),
             (Preset::Elkeid, driver, "a1", second, last, 0),
+            (Preset::Elkeid, hub, "a1", second, last, 0),
             (
                 Preset::Tetragon,
                 tetragon,
@@ -530,9 +534,27 @@ mod tests {
             ),
             (Preset::Tracee, tracee, "k1", exact, exact, 4_026_532_449),
             (Preset::Osquery, osquery, "o1", second, last, 4_026_532_449),
+            (Preset::Osquery, snapshot, "o1", second, last, 4_026_532_449),
         ] {
             let expected = (host.to_owned(), 4_026_532_448, from, to, mnt_ns);
             assert_eq!(told(preset, "k1/7", text), Ok(expected), "{preset:?}");
+        }
+    }
+
+    #[test]
+    fn what_carries_no_namespace_or_no_host_of_its_own_is_told_so() {
+        let newer_tracee = r#"{"timestamp":"2025-11-24T11:33:20.123Z","id":1014,"name":"sched_process_exec","workload":{"process":{"host_pid":7,"pid":1},"container":{"id":"95"}}}"#;
+        let osquery_snapshot = r#"{"snapshot":[{"pid_namespace":"4026532448"}],"action":"snapshot","hostIdentifier":"o1","unixTime":1640000000}"#;
+        let bare_tetragon = r#"{"process_exec":{"process":{"pid":7}},"node_name":"n1","time":"2021-12-20T11:33:20Z"}"#;
+        // Its nodename is the container's own.
+        let bare_driver = r#"{"data_type":"59","nodename":"pod","pns":"4026532448"}"#;
+        for (preset, text, defect) in [
+            (Preset::Tracee, newer_tracee, Defect::NoPns),
+            (Preset::Osquery, osquery_snapshot, Defect::NoPns),
+            (Preset::Tetragon, bare_tetragon, Defect::NoPns),
+            (Preset::Elkeid, bare_driver, Defect::NoHost),
+        ] {
+            assert_eq!(told(preset, "k1", text), Err(defect), "{text}");
         }
     }
 

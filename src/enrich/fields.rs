@@ -138,7 +138,7 @@ pub enum Preset {
     Elkeid,
     /// Cilium Tetragon with `enable-process-ns`.
     Tetragon,
-    /// Aqua Tracee.
+    /// Aqua Tracee, events with `pidNamespace`.
     Tracee,
     /// osquery, a query that selects `pid_namespace`.
     Osquery,
@@ -186,22 +186,22 @@ impl Preset {
                 root_pns: Vec::new(),
             },
             // plugins/driver of bytedance/Elkeid: each event has pns and root_pns; plugins/collector/process.go has pns as
-            // link text. The server puts agent_id and hostname beside them, and some outputs have all fields flat.
+            // link text. The server's topic is protobuf (MQData); what its HUB writes of it as JSON has the fields below
+            // `body`, its own decoders have them flat (elkeidup/raw_data_usage_tutorial). A nodename is that of the event's
+            // own UTS namespace, which in most containers is not the host's.
             Self::Elkeid => EventFields {
                 host: HostSource::Fields(pointers(&[
                     "/agent_id",
                     "/fields/agent_id",
                     "/fields/host_id",
                     "/hostname",
-                    "/fields/nodename",
-                    "/nodename",
                 ])),
-                pns: pointers(&["/fields/pns", "/pns"]),
-                time: pointers(&["/timestamp", "/time"]),
+                pns: pointers(&["/fields/pns", "/body/fields/pns", "/pns"]),
+                time: pointers(&["/timestamp", "/time", "/agent_time"]),
                 time_unit: TimeUnit::Auto,
                 mnt_ns: Vec::new(),
                 cgroup: Vec::new(),
-                root_pns: pointers(&["/fields/root_pns", "/root_pns"]),
+                root_pns: pointers(&["/fields/root_pns", "/body/fields/root_pns", "/root_pns"]),
             },
             // api/v1/tetragon/{events,tetragon}.proto of cilium/tetragon, as protojson writes it with names of the proto.
             Self::Tetragon => EventFields {
@@ -213,8 +213,9 @@ impl Preset {
                 cgroup: Vec::new(),
                 root_pns: Vec::new(),
             },
-            // types/trace of aquasecurity/tracee. hostName is that of the event's own UTS namespace, which in most
-            // containers is not the host's, so that the host has to come from the message's key or a constant.
+            // types/trace of aquasecurity/tracee; its newer api/v1beta1/event.proto has no namespaces. hostName is that of
+            // the event's own UTS namespace, which in most containers is not the host's, so that the host has to come from
+            // the message's key or a constant.
             Self::Tracee => EventFields {
                 host: HostSource::Key,
                 pns: pointers(&["/pidNamespace"]),

@@ -435,12 +435,16 @@ fn rendered(mark: &Mark<'_>) -> Vec<u8> {
         push_text(&mut out, text);
     }
     match by {
-        None => out.extend_from_slice(br#","shared":false}"#),
+        None => out.extend_from_slice(br#","shared":false"#),
         Some(by) => {
             out.extend_from_slice(br#","shared":true,"by":""#);
             out.extend_from_slice(by.as_str().as_bytes());
-            out.extend_from_slice(b"\"}");
+            out.push(b'"');
         }
     }
+    if container.is_nested {
+        out.extend_from_slice(br#","nested":true"#);
+    }
+    out.push(b'}');
     out
 }

@@ -88,6 +88,7 @@ struct Row {
     runtime: TextId,
     pod_namespace: TextId,
     is_shared: bool,
+    is_nested: bool,
 }
 
 #[derive(Debug)]
@@ -136,6 +137,8 @@ pub struct Container<'t> {
     pub pod_namespace: &'t str,
     /// Its pod's uid.
     pub pod_uid: &'t str,
+    /// Whether the event's namespace lies below the container's own.
+    pub is_nested: bool,
 }
 
 /// How a container of a shared namespace was told from the others.
@@ -200,6 +203,7 @@ impl<'t> Candidate<'t> {
             pod_name: row.part(2),
             pod_namespace: table.texts.text(row.pod_namespace),
             pod_uid: row.part(3),
+            is_nested: row.is_nested,
         };
         if !row.is_shared {
             return (top, None);
@@ -436,6 +440,7 @@ impl Table {
             runtime: self.texts.take(&message.runtime),
             pod_namespace: self.texts.take(&message.pod_namespace),
             is_shared: message.shared,
+            is_nested: message.nested,
         }
     }
 
@@ -493,6 +498,8 @@ struct MappingMessage<'a> {
     pod_uid: Cow<'a, str>,
     #[serde(default)]
     shared: bool,
+    #[serde(default)]
+    nested: bool,
     #[serde(borrow, default)]
     members: Vec<MemberMessage<'a>>,
 }

@@ -117,6 +117,23 @@ fn an_event_gets_its_container() {
 }
 
 #[test]
+fn a_namespace_below_its_containers_is_told_as_such() {
+    let mut world = World::new(|_| {});
+    let own = mapping_text("h", 5, "a", AT, None);
+    let below = own.replace(r#""shared":false"#, r#""shared":false,"nested":true"#);
+    for (mapping, expected) in [(own, None), (below, Some(true))] {
+        world.put(5, Some(&mapping));
+        world.event(5, AT + 1);
+        let out = world.out();
+        assert_eq!(out[0].1["container_id"], "a");
+        assert_eq!(
+            out[0].1.get("nested"),
+            expected.map(serde_json::Value::from).as_ref()
+        );
+    }
+}
+
+#[test]
 fn an_early_event_waits_for_its_mapping_and_no_other_waits_for_it() {
     let mut world = World::new(|_| {});
     world.map(6, "other", AT, None);

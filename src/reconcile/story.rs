@@ -12,7 +12,9 @@ use super::views::{RunView, barely_known, keep_what_events_told, stop_reason};
 use super::{Effect, Opening, ProcessReading, Reconciler, RowKey};
 use crate::model::message::{Delta, Message, Op, Origin};
 use crate::model::record::Fields;
-use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, State};
+use crate::model::{
+    Container, ContainerId, ContainerKind, EventKind, RuntimeEvent, RuntimeType, State,
+};
 
 /// How many inspects in a row must contradict the runs that were told before they are believed.
 const INSISTED: u32 = 3;
@@ -277,7 +279,13 @@ impl Reconciler {
             return;
         };
         let view = if is_inspected && !base.state.is_live() {
-            RunView::inspected(base, run.started_at_ns, end)
+            let told = tracked.container();
+            let started_at_ns = match (base.runtime, base.kind) {
+                (RuntimeType::Containerd, _) => Some(run.started_at_ns),
+                (_, ContainerKind::Sandbox) => told.and_then(|told| told.started_at_ns),
+                (RuntimeType::Docker | RuntimeType::Cri, ContainerKind::Container) => None,
+            };
+            RunView::inspected(base, started_at_ns, end)
         } else {
             RunView::exited(base, Some(run.started_at_ns), end)
         };

@@ -75,11 +75,9 @@ impl RunView {
         }
     }
 
-    /// After the end of the run of which the inspect speaks.
-    pub(super) fn inspected(container: &Container, started_at_ns: u64, end: &End) -> Self {
+    /// After the end of the run of which the inspect speaks; `started_at_ns` is for what no inspect says it of.
+    pub(super) fn inspected(container: &Container, started_at_ns: Option<u64>, end: &End) -> Self {
         let finished_at_ns = Some(end.at_ns).filter(|at_ns| *at_ns != 0);
-        let is_own = container.runtime == RuntimeType::Containerd;
-        let started_at_ns = Some(started_at_ns).filter(|_| is_own);
         Self {
             started_at_ns: container.started_at_ns.or(started_at_ns),
             finished_at_ns: finished_at_ns.or(container.finished_at_ns),

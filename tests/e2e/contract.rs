@@ -11,11 +11,13 @@ use crate::consume::Message;
 use crate::lab;
 
 /// The schema of each topic's values.
-const SCHEMAS: [(&str, &str); 4] = [
+const SCHEMAS: [(&str, &str); 6] = [
     ("deltas", "delta"),
     ("records", "record"),
     ("pns", "mapping"),
     ("status", "status"),
+    ("processes", "process"),
+    ("ports", "port"),
 ];
 
 /// Checks every value by the schema of its topic; a tombstone has none.

@@ -185,53 +185,124 @@ pub(crate) fn mappings(messages: &[Message]) -> Result<BTreeMap<String, Value>> 
     Ok(mappings)
 }
 
-/// Checks what every message says of itself outside its value.
+/// Headers beside those of CloudEvents, by NATS and for it.
+const OF_NATS: [&str; 4] = [
+    "nats-msg-id",
+    "kv-operation",
+    "nats-expected-last-subject-sequence",
+    "nats-expected-stream",
+];
+
+/// Checks what every message says of itself outside its value, as the AsyncAPI document has it.
 pub(crate) fn check_envelopes(messages: &[Message]) -> Result<()> {
+    let mut seen: BTreeMap<&str, (&str, &Option<Value>)> = BTreeMap::new();
     for message in messages {
         check_envelope(message).with_context(|| format!("{message:?}"))?;
+        let said = (message.topic.as_str(), &message.value);
+        let first = seen.entry(&message.headers["id"]).or_insert(said);
+        ensure!(*first == said, "one ce id for {first:?} and {said:?}");
     }
     Ok(())
 }
 
+/// A part of a key as it stands in a subject.
+fn token(text: &str) -> String {
+    let escaped = |byte: u8| match byte {
+        b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => char::from(byte).to_string(),
+        _ => format!("={byte:02X}"),
+    };
+    text.bytes().map(escaped).collect()
+}
+
 fn check_envelope(message: &Message) -> Result<()> {
-    let host = message.key.split('/').next().unwrap_or_default();
-    ensure!(host == HOST_ID, "another key");
+    let topic = message.topic.as_str();
     let header = |name: &str| message.headers.get(name).map_or("", String::as_str);
-    ensure!(header("specversion") == "1.0", "ce specversion");
+    let (kind, id_of_key) = match topic {
+        "deltas" => ("delta", None),
+        "records" => ("record", Some("id")),
+        "pns" => ("mapping", Some("pns_inode")),
+        "status" => ("status", None),
+        "processes" => ("process", Some("pid")),
+        "ports" => ("port", Some("inode")),
+        other => bail!("the topic `{other}` is not known"),
+    };
+    ensure!(header("type") == format!("io.quaymaster.{kind}.v1"), "type");
     ensure!(
-        !header("source").is_empty() && !header("time").is_empty(),
-        "ce source or time"
+        header("source") == format!("/quaymaster/{HOST_ID}"),
+        "source"
     );
+    ensure!(header("specversion") == "1.0", "specversion");
+    let time = humantime::parse_rfc3339(header("time")).context("time")?;
+    let known = [
+        "id",
+        "source",
+        "type",
+        "specversion",
+        "time",
+        "content-type",
+    ];
+    for name in message.headers.keys() {
+        let is_known = known.contains(&name.as_str())
+            || message.subject.is_some() && OF_NATS.contains(&name.as_str());
+        ensure!(is_known, "the header {name} is told nowhere");
+    }
+    ensure!(
+        message.headers.contains_key("nats-msg-id")
+            == (message.subject.is_some() && matches!(topic, "deltas" | "processes" | "ports")),
+        "Nats-Msg-Id"
+    );
+    if message.subject.is_some() && message.headers.contains_key("nats-msg-id") {
+        ensure!(header("nats-msg-id") == header("id"), "Nats-Msg-Id");
+    }
     let Some(value) = &message.value else {
+        ensure!(matches!(topic, "records" | "pns"), "a tombstone");
+        ensure!(
+            !message.headers.contains_key("content-type"),
+            "a content type of a tombstone"
+        );
+        let rest = message.key.strip_prefix(&format!("{HOST_ID}/"));
+        ensure!(rest.is_some_and(|id| !id.is_empty()), "key");
         return Ok(());
     };
-    ensure!(
-        header("content-type").starts_with("application/json"),
-        "content type"
-    );
-    let [epoch, seq] = ["epoch", "seq"].map(|name| &value[name]);
-    if message.topic == "deltas" {
-        let id = format!("{HOST_ID}:{}:{seq}", epoch.as_str().unwrap_or_default());
-        ensure!(header("id") == id, "ce id, and not {id}");
-        ensure!(header("type") == "io.quaymaster.delta.v1", "ce type");
-        if let Some(subject) = &message.subject {
-            let op = value["op"].as_str().unwrap_or_default();
+    ensure!(header("content-type") == "application/json", "content type");
+    let fields = value.get("fields").unwrap_or(value);
+    let text = |name: &str| {
+        let value = &fields[name];
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let key = match id_of_key {
+        Some(name) if message.subject.is_some() => format!("{HOST_ID}/{}", token(&text(name))),
+        Some(name) => format!("{HOST_ID}/{}", text(name)),
+        None => HOST_ID.to_owned(),
+    };
+    ensure!(message.key == key, "the key is not {key}");
+    match topic {
+        "deltas" => {
+            let id = format!("{HOST_ID}:{}:{}", text("epoch"), text("seq"));
+            ensure!(header("id") == id, "id, and not {id}");
+            let since_epoch = time.duration_since(std::time::UNIX_EPOCH)?;
             ensure!(
-                *subject == format!("quaymaster.deltas.{HOST_ID}.{op}"),
-                "subject"
+                text("ts_ms") == since_epoch.as_millis().to_string(),
+                "time is not ts_ms"
             );
-            ensure!(header("nats-msg-id") == id, "Nats-Msg-Id");
+            if let Some(subject) = &message.subject {
+                let expected = format!("quaymaster.deltas.{HOST_ID}.{}", text("op"));
+                ensure!(*subject == expected, "subject");
+            }
         }
-    } else {
-        ensure!(
-            !message.headers.contains_key("nats-msg-id"),
-            "a Nats-Msg-Id on a state message"
-        );
-        ensure!(header("id").starts_with(&format!("{HOST_ID}:")), "ce id");
-        ensure!(
-            value["expires_at_ms"].as_i64().unwrap_or(0) > 0,
-            "expires_at_ms"
-        );
+        "processes" | "ports" => {
+            let (boot, taken) = (text("boot_id"), text("package_seq"));
+            let id = format!("{HOST_ID}:{boot}:{topic}:{taken}:");
+            ensure!(header("id").starts_with(&id), "id, and not {id}");
+        }
+        _ => {
+            let row = header("id").strip_prefix(&format!("{HOST_ID}:{}:r", text("epoch")));
+            let is_row = row.is_some_and(|row| row.parse::<u64>().is_ok());
+            ensure!(is_row, "id");
+            ensure!(value["expires_at_ms"].as_i64() > Some(0), "expires_at_ms");
+        }
     }
     Ok(())
 }

@@ -7,6 +7,8 @@ use serde_json::Value;
 
 use crate::collector::HOST_ID;
 use crate::consume::Bus;
+use crate::contract;
+use crate::fold;
 use crate::host::{BusKind, Host};
 use crate::lab::Lab;
 use crate::wait::eventually;
@@ -140,6 +142,9 @@ fn processes_reach_nats_again_and_again_and_kafka_once() -> Result<()> {
         "{last}"
     );
     collector.stop()?;
+    let messages = host.bus.read_snapshots("processes")?;
+    contract::check_values(&messages)?;
+    fold::check_envelopes(&messages)?;
 
     let kafka = Bus::Kafka(host.lab.value("LAB_KAFKA")?);
     for (command, topic) in [("processes", "processes"), ("ports", "ports")] {
@@ -153,11 +158,8 @@ fn processes_reach_nats_again_and_again_and_kafka_once() -> Result<()> {
         ];
         ask(&host.dockers[0], &arguments)?;
         let messages = kafka.read_snapshots(topic)?;
-        ensure!(
-            messages
-                .iter()
-                .all(|message| message.headers.contains_key("id"))
-        );
+        contract::check_values(&messages)?;
+        fold::check_envelopes(&messages)?;
         let ids: std::collections::BTreeSet<_> =
             messages.iter().map(|it| &it.headers["id"]).collect();
         ensure!(ids.len() == messages.len(), "each id once");

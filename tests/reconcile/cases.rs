@@ -1,7 +1,7 @@
 //! The cases of the contract that are about the story of one container.
 
 use quaymaster::model::message::{Op, Origin, RuntimeSource};
-use quaymaster::model::{Container, EventKind, RuntimeType, SourceId, State};
+use quaymaster::model::{Container, ContainerKind, EventKind, RuntimeType, SourceId, State};
 use quaymaster::reconcile::{InspectOutcome, ListOutcome, Observation, Process, ProcessReading};
 
 use crate::script::*;
@@ -60,6 +60,31 @@ fn a_container_that_was_created_and_removed_is_deleted_by_its_event() {
     assert_eq!(script.ops(), ["create", "delete"]);
     assert_eq!(script.delta(Op::Delete).origin, Origin::Event);
     assert_eq!(script.delta(Op::Delete).event_ts_ns, ns(40));
+}
+
+#[test]
+fn a_sandbox_that_has_ended_still_says_when_it_started() {
+    let mut script = Script::watching_cri();
+    let sandbox = |container: Container| Container {
+        kind: ContainerKind::Sandbox,
+        started_at_ns: None,
+        finished_at_ns: None,
+        exit_code: None,
+        ..of_cri(container)
+    };
+    script.event(&cri(), 1, EventKind::Created, 1);
+    script.event(&cri(), 1, EventKind::Started, 1_000);
+    let runs = sandbox(running(1, 100, 1_000));
+    script.found(&cri(), runs, alive(process(100, 500)));
+    let told = script.field(Op::Start, "started_at_ms").to_owned();
+    assert!(!told.is_empty(), "its event has told it");
+
+    script.event(&cri(), 1, EventKind::Died, 2_000);
+    let ended = sandbox(exited(1, 1_000, 2_000, 0));
+    script.found(&cri(), ended, None);
+
+    assert_eq!(script.ops(), ["create", "start", "stop"]);
+    assert_eq!(script.field(Op::Stop, "started_at_ms"), told);
 }
 
 #[test]

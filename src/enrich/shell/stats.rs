@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use crate::enrich::event::Defect;
 use crate::enrich::joiner::Counts;
 use crate::heartbeat::Heartbeat;
 
@@ -66,6 +67,30 @@ pub struct Figures {
     pub error: String,
 }
 
+/// What may be set wrong, as nothing at all was joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Doubt {
+    /// No event could be read; most often because of this.
+    Fields(Defect),
+    /// No event was found in the table.
+    Hosts,
+}
+
+impl Doubt {
+    fn of(counts: &Counts) -> Option<Self> {
+        let has_joined = counts.matched + counts.host + counts.expired + counts.ambiguous > 0;
+        if has_joined {
+            return None;
+        }
+        if counts.unmatched > 0 {
+            return Some(Self::Hosts);
+        }
+        let reasons = Defect::ALL.into_iter().zip(counts.invalid);
+        let (reason, count) = reasons.max_by_key(|(_, count)| *count)?;
+        (count > 0).then_some(Self::Fields(reason))
+    }
+}
+
 /// The figures as they are shared, and a sign of life.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -83,21 +108,63 @@ impl Stats {
     /// Logs those that matter most.
     pub fn log(&self) {
         let figures = self.figures();
+        let counts = &figures.counts;
         tracing::info!(
-            events = figures.counts.events,
+            events = counts.events,
             sent = figures.sent,
-            matched = figures.counts.matched,
-            unmatched = figures.counts.unmatched,
+            matched = counts.matched,
+            unmatched = counts.unmatched,
+            host = counts.host,
+            expired = counts.expired,
+            ambiguous = counts.ambiguous,
+            invalid = counts.invalid.iter().sum::<u64>(),
             waiting = figures.waiting,
             mappings = figures.mappings,
             lag = figures.lag,
             "joined so far"
         );
+        match Doubt::of(counts) {
+            Some(Doubt::Fields(reason)) => tracing::warn!(
+                reason = reason.as_str(),
+                "no event has what is asked of it: do `--preset` and the `--field-…` fit the input"
+            ),
+            Some(Doubt::Hosts) => tracing::warn!(
+                "no event has found a mapping: do the collectors run with the events' host as `--host-id`"
+            ),
+            None => {}
+        }
     }
 
     /// As they are.
     pub fn figures(&self) -> Figures {
         let figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
         figures.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_set_wrong_is_doubted_only_while_nothing_was_joined() {
+        let mut counts = Counts::default();
+        assert_eq!(Doubt::of(&counts), None, "no event came yet");
+        for (defect, count) in Defect::ALL.iter().zip(&mut counts.invalid) {
+            *count = match defect {
+                Defect::NoPns => 7,
+                Defect::NotJson | Defect::BadTime => 1,
+                Defect::NotAnObject
+                | Defect::NoHost
+                | Defect::BadHost
+                | Defect::BadPns
+                | Defect::FieldTaken => 0,
+            };
+        }
+        assert_eq!(Doubt::of(&counts), Some(Doubt::Fields(Defect::NoPns)));
+        counts.unmatched = 1;
+        assert_eq!(Doubt::of(&counts), Some(Doubt::Hosts));
+        counts.host = 1;
+        assert_eq!(Doubt::of(&counts), None);
     }
 }

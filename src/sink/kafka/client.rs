@@ -222,6 +222,11 @@ impl ProducerContext for Context {
     }
 }
 
+/// Whether it is told of each of our producers, whatever a person set: the guarantee that we ask for is called experimental.
+fn is_of_our_own_setting(facility: &str, message: &str) -> bool {
+    facility == "CONFWARN" && message.contains("property enable.gapless.guarantee is experimental")
+}
+
 /// Lets a line of each kind through once in [`LOG_INTERVAL`].
 #[derive(Default)]
 pub(crate) struct LogLimit {
@@ -231,6 +236,10 @@ pub(crate) struct LogLimit {
 impl LogLimit {
     /// Passes on a line of librdkafka's.
     pub(crate) fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if is_of_our_own_setting(facility, message) {
+            tracing::debug!(facility, message, "librdkafka warns");
+            return;
+        }
         match level {
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
@@ -272,6 +281,15 @@ impl LogLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_warning_of_a_setting_that_is_ours_is_told_from_those_of_a_persons() {
+        let told = "Configuration property enable.gapless.guarantee is experimental: When set";
+        let persons = "Configuration property api.version.request is deprecated";
+        assert!(is_of_our_own_setting("CONFWARN", told));
+        assert!(!is_of_our_own_setting("CONFWARN", persons));
+        assert!(!is_of_our_own_setting("FAIL", told));
+    }
 
     #[test]
     fn a_repeated_line_passes_once_in_the_interval_and_counts_the_rest() {
