@@ -567,7 +567,7 @@ impl Job {
             if !self.context.observations.send(sketched).await {
                 break;
             }
-            fd.is_owned();
+            fd.hand_over();
         }
         told
     }
@@ -596,7 +596,7 @@ impl Job {
             outcome,
         };
         if self.context.observations.send(inspected).await {
-            fd.is_owned();
+            fd.hand_over();
         }
     }
 
@@ -685,7 +685,7 @@ impl Job {
             Ok(Inspection::Gone) | Err(_) => false,
         };
         let process = if agreed {
-            fd.is_owned();
+            fd.hand_over();
             Some(reading)
         } else {
             drop(fd);
@@ -706,8 +706,8 @@ impl Job {
 struct Unowned<'a>(&'a ProcessTable, Option<FdToken>);
 
 impl Unowned<'_> {
-    /// It has an owner now.
-    fn is_owned(mut self) {
+    /// The collector has it now, or whoever the reading goes to.
+    fn hand_over(mut self) {
         self.1 = None;
     }
 }
