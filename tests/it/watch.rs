@@ -56,20 +56,22 @@ impl Watch {
 
     async fn next(&mut self) -> Result<Observation> {
         let next = tokio::time::timeout(PATIENCE, self.told.recv()).await;
-        match next.context("nothing is told")?.context("it has ended")? {
-            Input::Observed(observation) => Ok(observation),
-            other => anyhow::bail!("only observations are expected: {other:?}"),
-        }
+        let next = next.context("nothing is told")?.context("it has ended")?;
+        let Input::Observed(observation) = next else {
+            anyhow::bail!("only observations are expected: {next:?}");
+        };
+        Ok(observation)
     }
 
     /// The outcome of the next list. Nothing else may be told before it.
     async fn list(&mut self) -> Result<ListOutcome> {
         let began = self.next().await?;
         anyhow::ensure!(matches!(began, Observation::ListBegan { .. }), "{began:?}");
-        match self.next().await? {
-            Observation::ListDone { outcome, .. } => Ok(outcome),
-            other => anyhow::bail!("a list should be done: {other:?}"),
-        }
+        let done = self.next().await?;
+        let Observation::ListDone { outcome, .. } = done else {
+            anyhow::bail!("a list should be done: {done:?}");
+        };
+        Ok(outcome)
     }
 
     fn failed_lists(&self) -> u64 {
