@@ -11,7 +11,7 @@ use quaymaster::collector::{Input, ObservationSender, Parts, Running, Snapshot};
 use quaymaster::fdstore::FdStore;
 use quaymaster::model::{RuntimeType, Topic};
 use quaymaster::outbox::{self, Outbox, Owner};
-use quaymaster::procfs::ProcessTable;
+use quaymaster::procfs::{FirstLook, ProcessTable};
 use quaymaster::reconcile::{Identity, Observation, Settings};
 use quaymaster::runtime::watch::{EndpointFigures, WatchContext, watch as watch_endpoint};
 use quaymaster::runtime::{Endpoint, Options, containerd};
@@ -117,6 +117,8 @@ impl Daemon {
                 .trim()
                 .to_owned(),
         };
+        // As in `run`.
+        let first_look = (!Outbox::exists(directory.path())).then(|| FirstLook::begin(&processes));
         let opened = Outbox::open(directory.path(), &owner, outbox::Options::default())?;
         let reader = opened.outbox.reader();
         let host = Host {
@@ -146,6 +148,7 @@ impl Daemon {
             settings: Settings::default(),
             renderer: Renderer::new(host, refresh),
             processes: Arc::clone(&processes),
+            first_look,
             fd_store: FdStore::default(),
             committed: Arc::clone(&committed),
             status: status_tx,

@@ -133,6 +133,8 @@ pub struct Parts {
     pub renderer: Renderer,
     /// Where processes are looked up.
     pub processes: Arc<ProcessTable>,
+    /// A look at them that was begun while the state was opened; without one it begins behind that, where one is worth it.
+    pub first_look: Option<FirstLook>,
     /// Keeps namespace fds over a restart.
     pub fd_store: FdStore,
     /// Tells the publisher of new messages.
@@ -238,7 +240,8 @@ impl Collector {
             has_no_state: false,
         };
         if !collector.reconciler.opened() {
-            let look = FirstLook::begin(&collector.parts.processes);
+            let begin = || FirstLook::begin(&collector.parts.processes);
+            let look = parts.first_look.unwrap_or_else(begin);
             collector.first_look = Some(Arc::new(look));
         }
         collector.observe(Observation::Began {

@@ -24,7 +24,7 @@ use crate::local::periodic::{Figures, Periodic};
 use crate::model::{RuntimeType, SourceId};
 use crate::notify::{self, Notifier};
 use crate::outbox::{self, Outbox, OutboxError};
-use crate::procfs::ProcessTable;
+use crate::procfs::{FirstLook, ProcessTable};
 use crate::reconcile::{Identity, NestedQuery, Observation, Settings};
 use crate::runtime::discover::{Host as DiscoverHost, denied_text, discover};
 use crate::runtime::watch::{WatchContext, watch as watch_endpoint};
@@ -585,6 +585,8 @@ fn parts(
     let options = outbox::Options {
         bytes_max: config.outbox_max_bytes,
     };
+    // Making a state waits for the disk, several times.
+    let first_look = (!Outbox::exists(&config.state_dir)).then(|| FirstLook::begin(processes));
     let opened =
         Outbox::open(&config.state_dir, &owner, options).map_err(|error| state_failure(&error))?;
     if let Some(set_aside) = &opened.set_aside {
@@ -643,6 +645,7 @@ fn parts(
             refresh,
         ),
         processes: Arc::clone(processes),
+        first_look,
         fd_store: FdStore::default(),
         committed: Arc::clone(&committed),
         status: status_tx,

@@ -73,6 +73,7 @@ impl Scene {
             },
             renderer: Renderer::new(host, refresh),
             processes: Arc::clone(&processes),
+            first_look: None,
             fd_store,
             committed: Arc::default(),
             status: mpsc::channel(1).0,

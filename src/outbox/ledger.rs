@@ -8,7 +8,7 @@ use super::prepared::StoredRows;
 use super::states::StoredState;
 use super::{
     Books, CONTAINERS, DELTAS, Gap, LATEST, META, NAMESPACES, QUARANTINE, QUARANTINE_MAX,
-    ROW_BYTES, SOURCES, STATES, StageDone, StoredMessage,
+    ROOM_BYTES, ROW_BYTES, SOURCES, STATES, StageDone, StoredMessage,
 };
 use crate::model::Topic;
 use crate::reconcile::RowKey;
@@ -81,6 +81,13 @@ impl<'t> Ledger<'t> {
             buffer: Vec::with_capacity(ROW_BYTES),
             key: Vec::new(),
         })
+    }
+
+    /// Makes room in the file for what is to be written: by itself it grows by doubling, and waits for the disk each time.
+    pub(super) fn make_room(&mut self) -> Result<(), Fault> {
+        drop(self.deltas.insert_reserve(u64::MAX, ROOM_BYTES)?);
+        self.deltas.remove(u64::MAX)?;
+        Ok(())
     }
 
     /// Takes a report into account; the stage that it ended.

@@ -96,6 +96,9 @@ const ROWS_SKIPPED_AT_START: u64 = 1 << 20;
 /// The file that is given up when the disk is full, so that what is owed can still go out.
 const RESERVE_FILE: &str = "reserve";
 const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
+/// What a commit of [`ROOM_FROM`] bytes or more makes room for, in a file that is smaller than twice as much.
+const ROOM_BYTES: usize = 1024 * 1024;
+const ROOM_FROM: u64 = 256 * 1024;
 const STATE_FILE: &str = "state.redb";
 /// Room for an ordinary row, so that it is not moved while it grows.
 const ROW_BYTES: usize = 2_048;
@@ -603,7 +606,11 @@ impl Outbox {
         };
         let bytes_max = self.options.bytes_max;
         let revived = &self.revived;
+        let needs_room = added >= ROOM_FROM && self.file_bytes() < 2 * ROOM_BYTES as u64;
         let write = |ledger: &mut Ledger<'_>| {
+            if needs_room {
+                ledger.make_room()?;
+            }
             if !batch.rows.is_empty() {
                 ledger.write_rows(&batch.rows)?;
             }
@@ -697,6 +704,11 @@ impl Outbox {
         let mut flow = self.flow.lock().unwrap_or_else(PoisonError::into_inner);
         *flow = Flow::default();
         Ok(())
+    }
+
+    /// What the state's file takes; all that can be where it cannot be told.
+    fn file_bytes(&self) -> u64 {
+        std::fs::metadata(self.directory.join(STATE_FILE)).map_or(u64::MAX, |file| file.len())
     }
 
     /// One transaction: what `step` does, and the books.

@@ -32,6 +32,11 @@ pub struct Owner {
 }
 
 impl Outbox {
+    /// Whether a directory has a state, in whatever condition.
+    pub fn exists(directory: &Path) -> bool {
+        directory.join(STATE_FILE).exists()
+    }
+
     /// Opens the state in a directory, which is made if it is missing (mode 0700). A file that is damaged is
     /// set aside under another name, and a new epoch begins.
     ///
@@ -67,8 +72,11 @@ impl Outbox {
     }
 
     fn try_open(directory: &Path, owner: &Owner, options: Options) -> Result<Opened, OutboxError> {
-        let database = open_database(directory)?;
-        let database = or_damage(directory, || checked(database, directory))?;
+        let is_made = !Self::exists(directory);
+        let mut database = open_database(directory)?;
+        if !is_made {
+            database = or_damage(directory, || checked(database, directory))?;
+        }
         let loaded = or_damage(directory, || {
             let loaded = Loaded::read(&database, directory)?;
             look_through(&database).map_err(|fault| OutboxError::of("read", directory, fault))?;

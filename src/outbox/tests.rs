@@ -637,6 +637,30 @@ fn the_oldest_message_has_waited_since_its_commit() {
 }
 
 #[test]
+fn a_large_first_commit_makes_room_and_leaves_nothing_of_it() {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    assert!(outbox.file_bytes() < ROOM_BYTES as u64);
+    let batch = deltas(&mut outbox, 1..=300, &"x".repeat(1_024));
+    let owed: Vec<_> = batch
+        .messages
+        .iter()
+        .map(|owed| owed.outgoing.row)
+        .collect();
+    commit(&mut outbox, batch);
+    assert!(outbox.file_bytes() >= ROOM_BYTES as u64);
+    let before = stored(&outbox);
+    let rows: Vec<_> = before.iter().map(|message| message.row).collect();
+    assert_eq!(rows, owed);
+    drop(outbox);
+
+    let mut outbox = open(folder.path(), u64::MAX).outbox;
+    assert_eq!(stored(&outbox), before);
+    commit(&mut outbox, acks(owed));
+    assert_eq!(outbox.totals(), Totals::default());
+}
+
+#[test]
 fn where_the_newest_acknowledged_delta_is_outlives_a_restart() {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let mut outbox = open(folder.path(), u64::MAX).outbox;
