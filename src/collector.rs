@@ -28,8 +28,8 @@ use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
 use crate::outbox::{Batch, Committed, Gap, Outbox, OutboxError, Stage, StageDone, Totals};
 use crate::procfs::{FirstLook, ProcessTable};
 use crate::reconcile::{
-    Effect, FdToken, Identity, NestedQuery, Observation, Reconciler, Restored, Row, RowKey,
-    Settings, Tracked,
+    Effect, FdToken, Identity, ListOutcome, NestedQuery, Observation, Reconciler, Restored, Row,
+    RowKey, Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, OwnKey, Report};
@@ -162,6 +162,8 @@ struct Collector {
     lost: Vec<(Option<u64>, oneshot::Sender<()>)>,
     phase: &'static str,
     resync: ResyncStatus,
+    /// Something was asked of a runtime in the newest resync and will not be answered.
+    is_resync_cut: bool,
     next_status_ms: u64,
     status_due: bool,
     /// The clock's tick was among what came since the last commit.
@@ -224,6 +226,7 @@ impl Collector {
             lost: Vec::new(),
             phase: "starting",
             resync: ResyncStatus::default(),
+            is_resync_cut: false,
             next_status_ms: 0,
             status_due: true,
             has_ticked: false,
@@ -300,6 +303,8 @@ impl Collector {
             Input::BusLostData { lost_from, done } => self.lost.push((lost_from, done)),
             Input::Stopping => {
                 self.phase = "stopping";
+                self.is_resync_cut |= !self.reconciler.is_settled();
+                self.end_resync(now_ms());
                 self.status_due = true;
             }
             Input::Tenants(answer) => {
@@ -317,12 +322,23 @@ impl Collector {
                 self.resync.state = "begin";
                 self.resync.started_ms = now_ms();
                 self.resync.finished_ms = 0;
+                self.is_resync_cut = false;
                 self.status_due = true;
             }
-            Observation::SourceUp { .. } | Observation::SourceDown { .. } => self.status_due = true,
+            Observation::SourceUp { .. } => self.status_due = true,
+            Observation::SourceDown { source } | Observation::SourceForgotten { source } => {
+                self.is_resync_cut |= self.reconciler.is_awaiting(source);
+                self.status_due = true;
+            }
+            Observation::ListDone {
+                outcome: ListOutcome::Failed,
+                ..
+            } => {
+                self.is_resync_cut = true;
+                self.status_due = true;
+            }
             Observation::Began { .. }
             | Observation::SourceExpected { .. }
-            | Observation::SourceForgotten { .. }
             | Observation::StreamGap { .. }
             | Observation::ListBegan { .. }
             | Observation::ListDone { .. }
@@ -566,6 +582,8 @@ impl Collector {
             error,
             "the state cannot be written; what was seen since counts as not seen, and everything is listed again"
         );
+        // What was asked so far is not heard of any more.
+        self.is_resync_cut = true;
         self.requests.clear();
         self.query = None;
         self.sketches.clear();
@@ -634,10 +652,8 @@ impl Collector {
             self.phase = "live";
             self.status_due = true;
         }
-        if self.resync.state == "begin" && is_settled {
-            self.resync.state = "end";
-            self.resync.finished_ms = now;
-            self.status_due = true;
+        if is_settled {
+            self.end_resync(now);
         }
         let status_interval_ms = u64::try_from(STATUS_INTERVAL.as_millis()).unwrap_or(u64::MAX);
         // A clock that was stepped back makes it due, or readers would take us for dead until it has caught up.
@@ -671,6 +687,15 @@ impl Collector {
                 nested_denied: self.reconciler.counters().nested_denied,
             };
             self.parts.snapshot.send_replace(snapshot);
+        }
+    }
+
+    /// Ends the resync that is under way, if one is.
+    fn end_resync(&mut self, now: u64) {
+        if self.resync.state == "begin" {
+            self.resync.state = if self.is_resync_cut { "aborted" } else { "end" };
+            self.resync.finished_ms = now;
+            self.status_due = true;
         }
     }
 
@@ -734,6 +759,7 @@ impl Collector {
                     stream,
                     events: figures.events.load(Ordering::Relaxed),
                     dropped: figures.dropped.load(Ordering::Relaxed),
+                    failed_lists: figures.failed_lists.load(Ordering::Relaxed),
                     last_event_ms: figures.last_event_ms.load(Ordering::Relaxed),
                     last_resync_ms: figures.last_resync_ms.load(Ordering::Relaxed),
                     error: watched.error.borrow().clone(),

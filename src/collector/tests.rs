@@ -87,8 +87,15 @@ impl Scene {
             source: SourceId::new("docker=unix:///docker.sock"),
             folder,
         };
-        scene.tell(Observation::SourceUp {
-            source: scene.source.clone(),
+        scene.come_up();
+        scene.list(&[]);
+        scene.commit();
+        scene
+    }
+
+    fn come_up(&mut self) {
+        self.tell(Observation::SourceUp {
+            source: self.source.clone(),
             runtime: RuntimeSource {
                 runtime: RuntimeType::Docker,
                 name: "docker".into(),
@@ -99,9 +106,19 @@ impl Scene {
             streaming: true,
             is_listing: true,
         });
-        scene.list(&[]);
-        scene.commit();
-        scene
+    }
+
+    fn go_down(&mut self) {
+        let source = self.source.clone();
+        self.tell(Observation::SourceDown { source });
+    }
+
+    fn list_failed(&mut self) {
+        let source = self.source.clone();
+        self.tell(Observation::ListDone {
+            source,
+            outcome: ListOutcome::Failed,
+        });
     }
 
     fn tell(&mut self, observation: Observation) {
@@ -340,4 +357,56 @@ fn nothing_counts_as_committed_while_the_state_cannot_be_opened() {
     assert_eq!(scene.row(11), Some((Phase::Live, Some(living))));
     scene.commit();
     assert_eq!(scene.collector.failed_commits, 3);
+}
+
+#[test]
+fn a_resync_that_is_cut_off_is_told_as_aborted_and_the_next_one_is_not() {
+    type Cut = fn(&mut Scene);
+    let cuts: [(Cut, &str); 6] = [
+        (|scene| scene.list(&[]), "end"),
+        (Scene::go_down, "aborted"),
+        (|scene| scene.list_failed(), "aborted"),
+        (
+            |scene| {
+                // That is to be committed.
+                scene.come_up();
+                scene.fail();
+            },
+            "begin",
+        ),
+        (|scene| scene.collector.take(Input::Stopping), "aborted"),
+        (
+            |scene| {
+                scene.list(&[]);
+                scene.go_down();
+            },
+            "end",
+        ),
+    ];
+    for (number, (cut, expected)) in cuts.into_iter().enumerate() {
+        let mut scene = Scene::new(60_000);
+        scene.tell(Observation::ResyncDue);
+        scene.commit();
+        assert_eq!(scene.collector.resync.state, "begin", "{number}");
+        assert_eq!(scene.collector.resync.finished_ms, 0, "{number}");
+
+        cut(&mut scene);
+        scene.commit();
+        assert_eq!(scene.collector.resync.state, expected, "{number}");
+
+        // A failed commit has asked for a list, and what was compared before is not known any more.
+        if expected == "begin" {
+            scene.list(&[]);
+            scene.commit();
+            assert_eq!(scene.collector.resync.state, "aborted", "{number}");
+        }
+        assert!(scene.collector.resync.finished_ms > 0, "{number}");
+
+        scene.come_up();
+        scene.tell(Observation::ResyncDue);
+        scene.list(&[]);
+        scene.list(&[]);
+        scene.commit();
+        assert_eq!(scene.collector.resync.state, "end", "{number}");
+    }
 }

@@ -172,6 +172,7 @@ fn runtimes(registry: &mut Registry, runtimes: &[RuntimeStatus]) {
     let up = Family::<Labels, Gauge>::default();
     let events = Family::<Labels, Counter>::default();
     let dropped = Family::<Labels, Counter>::default();
+    let failed_lists = Family::<Labels, Counter>::default();
     let last_event = Family::<Labels, Gauge>::default();
     let last_resync = Family::<Labels, Gauge>::default();
     for runtime in runtimes {
@@ -186,6 +187,8 @@ fn runtimes(registry: &mut Registry, runtimes: &[RuntimeStatus]) {
         up.get_or_create(&named).set(i64::from(is_up));
         events.get_or_create(&labels).inc_by(runtime.events);
         dropped.get_or_create(&labels).inc_by(runtime.dropped);
+        let failed = failed_lists.get_or_create(&labels);
+        failed.inc_by(runtime.failed_lists);
         let seconds = |ms: u64| signed(ms / 1_000);
         last_event
             .get_or_create(&labels)
@@ -199,6 +202,8 @@ fn runtimes(registry: &mut Registry, runtimes: &[RuntimeStatus]) {
     registry.register("runtime_events", help, events);
     let help = "Events dropped because we were slow; each causes a resync";
     registry.register("runtime_dropped_events", help, dropped);
+    let help = "Lists that failed";
+    registry.register("runtime_failed_lists", help, failed_lists);
     let help = "When the newest event came; 0 for never";
     registry.register("runtime_last_event_timestamp_seconds", help, last_event);
     let help = "When a runtime was last listed whole; 0 for never";

@@ -288,6 +288,16 @@ impl Reconciler {
             && self.fills.is_empty()
     }
 
+    /// Whether a list of this runtime, or an inspect of one of its containers, is awaited.
+    pub fn is_awaiting(&self, source: &SourceId) -> bool {
+        let known = self.sources.get(source);
+        known.is_some_and(|known| !known.list.is_idle())
+            || self
+                .containers
+                .values()
+                .any(|tracked| tracked.owner == *source && tracked.is_awaited())
+    }
+
     /// The start ticks of a container's open run with this pid, where its namespace is held: then a look at the
     /// process needs to tell only whether it is still the same.
     pub fn pinned_ticks(&self, id: &ContainerId, pid: u32) -> Option<u64> {

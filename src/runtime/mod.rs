@@ -39,7 +39,7 @@ pub const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a list or an inspect before the runtime counts as hung.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Longest answer that is taken from a CRI server. containerd's own limit is 16 MiB; a list of some thousand
+/// Longest answer that is taken from a runtime. containerd's own limit is 16 MiB; a list of some thousand
 /// containers passes tonic's default of 4.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -210,7 +210,7 @@ pub trait RuntimeClient: Send + Sync + 'static {
     /// Lists every container and sandbox, running or not.
     ///
     /// # Errors
-    /// When the runtime does not answer, or not in its protocol.
+    /// When the runtime does not answer, or not in its protocol; [`RuntimeError::TooLong`] says nothing against it.
     async fn list(&self) -> Result<Listing, RuntimeError>;
 
     /// Asks for everything about one container.
@@ -313,6 +313,19 @@ pub enum RuntimeError {
         /// What was asked.
         request: &'static str,
         /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An answer is longer than what we take, or than what the runtime itself may send. The connection is well.
+    #[error(
+        "the answer of `{endpoint}` to `{request}` is too long to be taken: remove containers that have ended, or labels"
+    )]
+    TooLong {
+        /// Its URI.
+        endpoint: String,
+        /// What was asked.
+        request: &'static str,
+        /// How long it is, and what the limit is.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },

@@ -20,7 +20,7 @@ use crate::collector::ObservationSender;
 use crate::model::message::RuntimeSource;
 use crate::model::{Container, ContainerId, ContainerKind, RuntimeEvent, SourceId, State};
 use crate::procfs::{FirstLook, ProcessTable};
-use crate::reconcile::{InspectOutcome, ListOutcome, Observation, ProcessReading};
+use crate::reconcile::{FdToken, InspectOutcome, ListOutcome, Observation, ProcessReading};
 use crate::telemetry;
 
 /// Inspects that are under way at one runtime at once: never one after another, never all at once.
@@ -40,6 +40,8 @@ const ID_DIGITS: usize = 64;
 const IDLE_CHECK: Duration = Duration::from_secs(10);
 /// How often a runtime without a stream is listed.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Of so many polls one is made where the newest list was too long: it is long to make, and will hardly be shorter soon.
+const LONG_LIST_POLLS: u32 = 60;
 /// The first and the longest wait before a connection is made again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 /// How long a session must have lasted for the waits to start over.
@@ -75,6 +77,8 @@ pub struct EndpointFigures {
     pub events: AtomicU64,
     /// Events dropped.
     pub dropped: AtomicU64,
+    /// Lists that failed.
+    pub failed_lists: AtomicU64,
     /// When the newest came, in unix milliseconds.
     pub last_event_ms: AtomicU64,
     /// When it was last listed whole, in unix milliseconds.
@@ -92,7 +96,7 @@ pub struct Watched {
     pub requests: mpsc::UnboundedSender<Request>,
     /// Figures.
     pub figures: Arc<EndpointFigures>,
-    /// The newest error; empty when it is up.
+    /// The newest error: why it is away, or why its newest list was not taken; empty when all is well.
     pub error: watch::Receiver<String>,
 }
 
@@ -280,6 +284,7 @@ impl Watcher {
         let mut is_up_told = false;
         let is_polling = stream.is_none();
         let mut has_gap = false;
+        let mut polls = 0_u32;
         loop {
             tokio::select! {
                 biased;
@@ -323,7 +328,9 @@ impl Watcher {
                 }
                 _ = poll.tick() => {
                     self.tell_gap(&mut has_gap);
-                    if is_polling {
+                    polls = polls.wrapping_add(1);
+                    let is_too_long = !self.error.borrow().is_empty();
+                    if is_polling && (!is_too_long || polls.is_multiple_of(LONG_LIST_POLLS)) {
                         let due = Observation::ListDue { source: self.source.clone() };
                         // A queue that is full holds work enough; the next tick comes.
                         self.context.observations.try_send(due);
@@ -398,6 +405,7 @@ impl Watcher {
             client: Arc::clone(client),
             context: self.context.clone(),
             figures: Arc::clone(&self.figures),
+            error: self.error.clone(),
         };
         match request {
             Request::List => {
@@ -429,6 +437,7 @@ struct Job {
     client: Arc<dyn RuntimeClient>,
     context: WatchContext,
     figures: Arc<EndpointFigures>,
+    error: watch::Sender<String>,
 }
 
 impl Job {
@@ -455,14 +464,46 @@ impl Job {
                 );
                 (ListOutcome::Partial(listing.rows), Ok(()))
             }
-            Err(error) => (ListOutcome::Failed, Err(error)),
+            Err(error) => {
+                self.figures.failed_lists.fetch_add(1, Ordering::Relaxed);
+                (ListOutcome::Failed, Err(error))
+            }
         };
+        let result = self.tell_too_long(result);
         let done = Observation::ListDone {
             source: self.source,
             outcome,
         };
         self.context.observations.send(done).await;
         result
+    }
+
+    /// A list that is too long is none, and nothing is wrong with the connection: the stream goes on. Any other error is the
+    /// session's end.
+    fn tell_too_long(&self, result: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
+        let source = &self.source;
+        match result {
+            Err(error @ RuntimeError::TooLong { .. }) => {
+                let error = telemetry::chain(&error);
+                if self.error.send_replace(error.clone()) == error {
+                    tracing::debug!(%source, %error, "the runtime's list is still too long");
+                } else {
+                    tracing::error!(
+                        %source,
+                        %error,
+                        "the runtime's list is too long; only what its events tell is followed"
+                    );
+                }
+                Ok(())
+            }
+            Err(error) => Err(error),
+            Ok(()) => {
+                if !self.error.send_replace(String::new()).is_empty() {
+                    tracing::info!(%source, "the runtime's list is taken again");
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Sketches the containers whose list rows and processes tell enough, and inspects the others.
@@ -511,6 +552,7 @@ impl Job {
                 continue;
             };
             container.pid = Some(process.pid);
+            let fd = Unowned(&self.context.processes, process.fd);
             let sketched = Observation::Inspected {
                 source: self.source.clone(),
                 id: container.id.clone(),
@@ -525,6 +567,7 @@ impl Job {
             if !self.context.observations.send(sketched).await {
                 break;
             }
+            fd.hand_over();
         }
         told
     }
@@ -542,12 +585,19 @@ impl Job {
                 InspectOutcome::Failed
             }
         };
+        let fd = self.unowned(match &outcome {
+            InspectOutcome::Found { process, .. } => process.as_ref(),
+            InspectOutcome::Sketched { process, .. } => Some(process),
+            InspectOutcome::Gone | InspectOutcome::Failed => None,
+        });
         let inspected = Observation::Inspected {
-            source: self.source,
+            source: self.source.clone(),
             id,
             outcome,
         };
-        self.context.observations.send(inspected).await;
+        if self.context.observations.send(inspected).await {
+            fd.hand_over();
+        }
     }
 
     async fn look(
@@ -574,7 +624,7 @@ impl Job {
             });
         }
         if names_other(&reading, id) {
-            self.release(reading);
+            drop(self.unowned(Some(&reading)));
             return self.look_until_noticed(id, kind, pid).await;
         }
         self.look_again(id, kind, pid, reading).await
@@ -610,12 +660,13 @@ impl Job {
         Ok(InspectOutcome::Failed)
     }
 
-    fn release(&self, reading: ProcessReading) {
-        if let ProcessReading::Alive(process) = reading
-            && let Some(fd) = process.fd
-        {
-            self.context.processes.fds().release(fd);
-        }
+    /// The fd in a reading, to be let go where this task ends midway.
+    fn unowned(&self, reading: Option<&ProcessReading>) -> Unowned<'_> {
+        let fd = match reading {
+            Some(ProcessReading::Alive(process)) => process.fd,
+            Some(ProcessReading::Dead | ProcessReading::Denied) | None => None,
+        };
+        Unowned(&self.context.processes, fd)
     }
 
     /// The process's cgroup does not name the container: a second inspect must agree on the pid.
@@ -627,15 +678,17 @@ impl Job {
         reading: ProcessReading,
     ) -> Result<InspectOutcome, RuntimeError> {
         self.figures.calls.fetch_add(1, Ordering::Relaxed);
+        let fd = self.unowned(Some(&reading));
         let second = self.client.inspect(id, kind).await;
         let agreed = match &second {
             Ok(Inspection::Found(container)) => live_pid(container) == Some(pid),
             Ok(Inspection::Gone) | Err(_) => false,
         };
         let process = if agreed {
+            fd.hand_over();
             Some(reading)
         } else {
-            self.release(reading);
+            drop(fd);
             None
         };
         match second? {
@@ -644,6 +697,25 @@ impl Job {
                 container,
             }),
             Inspection::Gone => Ok(InspectOutcome::Gone),
+        }
+    }
+}
+
+/// The fd on a namespace that a task has read and nobody owns yet: dropped, it is closed. A session's tasks end with it
+/// wherever they wait.
+struct Unowned<'a>(&'a ProcessTable, Option<FdToken>);
+
+impl Unowned<'_> {
+    /// The collector has it now, or whoever the reading goes to.
+    fn hand_over(mut self) {
+        self.1 = None;
+    }
+}
+
+impl Drop for Unowned<'_> {
+    fn drop(&mut self) {
+        if let Some(fd) = self.1 {
+            self.0.fds().release(fd);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A watch whose collector takes nothing.
+//! A watch whose collector takes nothing, and sessions that end midway.
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,8 @@ use crate::runtime::{ExecOutput, ExecStatus, Listing};
 /// More events than anything between a runtime and the collector holds.
 const EVENTS: u64 = 20_000;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Sessions that end midway.
+const SESSIONS: usize = 200;
 
 /// A runtime of which nobody wants anything but its stream.
 struct Quiet(RuntimeInfo);
@@ -54,6 +56,104 @@ impl RuntimeClient for Quiet {
     }
 
     async fn close(&self) {}
+}
+
+/// A runtime whose containers all have one process. It answers so many inspects, and no further one.
+struct Naming {
+    info: RuntimeInfo,
+    answers: AtomicU64,
+    asked: mpsc::UnboundedSender<()>,
+}
+
+#[async_trait]
+impl RuntimeClient for Naming {
+    fn info(&self) -> &RuntimeInfo {
+        &self.info
+    }
+
+    async fn ping(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Listing, RuntimeError> {
+        std::future::pending().await
+    }
+
+    async fn inspect(
+        &self,
+        id: &ContainerId,
+        _kind: ContainerKind,
+    ) -> Result<Inspection, RuntimeError> {
+        let left = self.answers.load(Ordering::Relaxed);
+        self.answers
+            .store(left.saturating_sub(1), Ordering::Relaxed);
+        self.asked.send(()).expect("the test waits for it");
+        if left == 0 {
+            return std::future::pending().await;
+        }
+        Ok(Inspection::Found(Box::new(Container {
+            id: id.clone(),
+            name: "a".to_owned(),
+            kind: ContainerKind::Container,
+            runtime: RuntimeType::Docker,
+            runtime_name: "docker".into(),
+            runtime_version: "1".into(),
+            state: State::Running,
+            image_id: String::new(),
+            image_name: String::new(),
+            image_digest: String::new(),
+            pid: Some(FAKE_PID),
+            created_at_ns: 1,
+            started_at_ns: Some(1),
+            finished_at_ns: None,
+            exit_code: None,
+            oom_killed: None,
+            restart_count: None,
+            pod: None,
+            pid_mode: String::new(),
+            privileged: None,
+            reason: String::new(),
+            labels: std::collections::BTreeMap::new(),
+        })))
+    }
+
+    async fn subscribe(&self) -> Result<EventStream, RuntimeError> {
+        Ok(stream::pending().boxed())
+    }
+
+    async fn exec(
+        &self,
+        _id: &ContainerId,
+        _command: &[String],
+        _timeout: Option<Duration>,
+        _output: &mut dyn ExecOutput,
+    ) -> Result<ExecStatus, RuntimeError> {
+        Ok(ExecStatus { exit_code: 0 })
+    }
+
+    async fn close(&self) {}
+}
+
+/// The one process of [`fake_processes`].
+const FAKE_PID: u32 = 4711;
+
+/// A process table with one process, in this cgroup and in our own namespaces.
+fn fake_processes(root: &Path, cgroup: &str) -> std::io::Result<ProcessTable> {
+    let process = root.join(FAKE_PID.to_string());
+    std::fs::create_dir_all(process.join("ns"))?;
+    std::fs::create_dir_all(root.join("1/ns"))?;
+    for (link, of) in [
+        ("1/ns/pid", "pid"),
+        ("4711/ns/pid", "pid"),
+        ("4711/ns/mnt", "mnt"),
+    ] {
+        std::os::unix::fs::symlink(format!("/proc/self/ns/{of}"), root.join(link))?;
+    }
+    std::fs::write(process.join("cgroup"), format!("0::/{cgroup}\n"))?;
+    std::fs::write(process.join("status"), "NSpid:\t4711\t1\n")?;
+    let stat = "4711 (a) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 123456 0 0";
+    std::fs::write(process.join("stat"), stat)?;
+    ProcessTable::open(root)
 }
 
 fn event(number: u64) -> RuntimeEvent {
@@ -144,4 +244,67 @@ async fn a_stream_is_read_while_the_queue_has_no_room_even_for_its_beginning() {
     stop.cancel();
     let ended = tokio::time::timeout(PATIENCE, serving).await;
     ended.expect("it ends").expect("it did not panic");
+}
+
+/// Ends sessions while an inspect is under way in each, once the runtime was asked `asks` times and has answered
+/// `answers` times; gives how many fds are still held then.
+async fn held_after_sessions(cgroup: &str, answers: u64, asks: usize) -> usize {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let processes = fake_processes(folder.path(), cgroup).expect("it can be written");
+    let processes = Arc::new(processes);
+    for _ in 0..SESSIONS {
+        // Its one place is taken: whatever is told waits.
+        let (inputs, _queue) = mpsc::channel(1);
+        inputs.try_send(Input::Stopping).expect("there is room");
+        let mut watcher = watcher(inputs);
+        watcher.context.processes = Arc::clone(&processes);
+        let (asked_tx, mut asked) = mpsc::unbounded_channel();
+        let client: Arc<dyn RuntimeClient> = Arc::new(Naming {
+            info: RuntimeInfo {
+                endpoint: watcher.endpoint.clone(),
+                name: "docker".into(),
+                version: "1".into(),
+                peer_uid: 0,
+                socket: (0, 0),
+            },
+            answers: AtomicU64::new(answers),
+            asked: asked_tx,
+        });
+        let (failed, _) = mpsc::channel(1);
+        let mut tasks = JoinSet::new();
+        let request = Request::Inspect {
+            id: ContainerId::parse(&"a".repeat(64)).expect("hex digits are an id"),
+            kind: ContainerKind::Container,
+        };
+        let inspects = Arc::new(Semaphore::new(INSPECTS_MAX));
+        watcher.answer(&client, request, &inspects, &failed, &mut tasks);
+        for _ in 0..asks {
+            let asked = tokio::time::timeout(PATIENCE, asked.recv()).await;
+            asked.expect("it is asked").expect("the client lives");
+        }
+        // It goes on until it waits.
+        let is_held = async {
+            while processes.fds().count() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let is_held = tokio::time::timeout(PATIENCE, is_held).await;
+        is_held.expect("the process is read");
+        tasks.shutdown().await;
+        if processes.fds().count() > 0 {
+            break;
+        }
+    }
+    processes.fds().count()
+}
+
+#[tokio::test]
+async fn a_session_that_ends_while_an_inspect_waits_for_the_collector_leaves_no_fd() {
+    let named = "a".repeat(64);
+    assert_eq!(held_after_sessions(&named, 1, 1).await, 0);
+}
+
+#[tokio::test]
+async fn a_session_that_ends_while_a_second_inspect_is_awaited_leaves_no_fd() {
+    assert_eq!(held_after_sessions("no-id", 1, 2).await, 0);
 }

@@ -27,11 +27,13 @@ pub struct RuntimeStatus {
     pub events: u64,
     /// Events dropped because we were slow; each causes a resync.
     pub dropped: u64,
+    /// Lists that failed.
+    pub failed_lists: u64,
     /// When the newest event came, in unix milliseconds; 0 for never.
     pub last_event_ms: u64,
     /// When it was last listed whole, in unix milliseconds; 0 for never.
     pub last_resync_ms: u64,
-    /// Why it is down; empty when it is not.
+    /// Why it is down, or why its newest list was not taken; else empty.
     pub error: String,
 }
 
@@ -41,7 +43,7 @@ pub struct RuntimeStatus {
 pub struct ResyncStatus {
     /// Its number.
     pub package_seq: u64,
-    /// `begin`, `end` or `aborted`; empty before the first.
+    /// `begin`, `end`, or `aborted` where it was cut off; empty before the first.
     #[cfg_attr(test, schemars(with = "schema::ResyncState"))]
     pub state: &'static str,
     /// When it began, in unix milliseconds.

@@ -17,6 +17,7 @@ use crate::enrich;
 use crate::host::{BusKind, Host, LINGER};
 use crate::lab::{self, Lab};
 use crate::operator::{self, PASSWORD, USER, written};
+use crate::package;
 use crate::pod::Pod;
 use crate::sight;
 use crate::wait::eventually;
@@ -46,6 +47,7 @@ fn what_docker_compose_starts_works_together_with_the_settings_that_stand_there(
     compose.change(&host, &bus, "")?;
     compose.call(&["config", "--quiet"])?;
     compose.call(&["build", "--quiet", "quaymaster"])?;
+    carries_labels_and_licences(host.docker())?;
     compose.call(&["up", "--detach", "--no-deps", "quaymaster", "enrich"])?;
     let pod = host.cri().pod("pod", &[])?;
     host.cri().run_staying(&pod, "one")?;
@@ -180,6 +182,40 @@ fn host(lab: Lab, bus: BusKind) -> Result<Host> {
     Host::of(lab, vec![docker], vec![cri], bus)
 }
 
+/// What the image says of itself, and the licences in it.
+fn carries_labels_and_licences(docker: &Docker) -> Result<()> {
+    let said = docker.call(&[
+        "image",
+        "inspect",
+        "--format",
+        "{{json .Config.Labels}}",
+        IMAGE,
+    ])?;
+    let labels: Value = serde_json::from_str(&said)?;
+    for (label, value) in [
+        ("title", "Quaymaster"),
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("licenses", env!("CARGO_PKG_LICENSE")),
+        ("revision", "unknown"),
+    ] {
+        let label = format!("org.opencontainers.image.{label}");
+        ensure!(labels[&label] == value, "{label} in {labels}");
+    }
+    let in_it = |name: &str| {
+        let file = format!("/usr/share/doc/quaymaster/{name}");
+        docker.call(&[
+            "run",
+            "--rm",
+            "--network=none",
+            "--entrypoint=cat",
+            IMAGE,
+            &file,
+        ])
+    };
+    ensure!(in_it("LICENSE")?.contains("Apache License"));
+    package::are_notices(&in_it("third-party-licenses")?)
+}
+
 /// The runtimes as a container finds them that has the lab's folder at the place of the host's `/run`.
 fn endpoints(host: &Host) -> String {
     let dir = host.lab.dir().display().to_string();
@@ -303,6 +339,12 @@ impl Compose {
                 strip.context("failed to run strip")?.success(),
                 "strip failed"
             );
+            let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+            let source = lab.dir().join("built/src");
+            std::fs::copy(top.join("LICENSE"), source.join("LICENSE"))?;
+            let notices = package::succeed(&mut Command::new(top.join("deploy/licenses")))?;
+            let file = source.join("target/third-party-licenses");
+            std::fs::write(file, notices.stdout)?;
         }
         Ok(Self {
             dir: lab.dir().to_owned(),

@@ -1,22 +1,49 @@
 //! The lab itself: what the other tests stand on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::lab::Lab;
+use crate::lab::{Lab, script};
 use crate::world::{Cri, Docker};
 
-const EVERYTHING: [&str; 8] = [
+/// The runtimes and brokers of the other tests, so that what the machine lacks of them is told here by name.
+const EVERYTHING: [&str; 10] = [
     "containerd2",
     "containerd16",
     "docker",
     "docker20",
     "podman",
+    "crio",
+    "cri-dockerd",
     "kafka",
     "nats",
     "nats29",
 ];
+/// What the lab starts by itself beside one of those, and what is one of those again, or no runtime and no broker.
+const BESIDE: [&str; 5] = [
+    "docker-containerd",
+    "docker20-containerd",
+    "rootless",
+    "kafka2",
+    "prometheus",
+];
+
+#[test]
+fn no_component_of_the_lab_is_left_out() -> Result<()> {
+    let lab = std::fs::read_to_string(script("lab"))?;
+    let known = lab.lines().find_map(|line| {
+        line.strip_prefix("readonly COMPONENTS=(")?
+            .strip_suffix(')')
+    });
+    let known: BTreeSet<_> = known
+        .context("the lab has no COMPONENTS")?
+        .split(' ')
+        .collect();
+    let here: BTreeSet<_> = EVERYTHING.into_iter().chain(BESIDE).collect();
+    ensure!(known == here, "{:?}", known.symmetric_difference(&here));
+    Ok(())
+}
 
 #[test]
 fn the_lab_starts_and_stops_every_runtime_and_broker() -> Result<()> {
@@ -31,9 +58,14 @@ fn the_lab_starts_and_stops_every_runtime_and_broker() -> Result<()> {
             "the container does not run"
         );
     }
-    for socket in ["LAB_CRI_SOCKET", "LAB_CONTAINERD16_SOCKET"] {
+    for (socket, options) in [
+        ("LAB_CRI_SOCKET", &[][..]),
+        ("LAB_CONTAINERD16_SOCKET", &[]),
+        ("LAB_CRIO_SOCKET", &[]),
+        ("LAB_CRI_DOCKERD_SOCKET", &["--runtime", "unscored"]),
+    ] {
         let cri = Cri::new(&lab, socket)?;
-        let pod = cri.pod("pod", &[])?;
+        let pod = cri.pod("pod", options)?;
         let id = cri.run_staying(&pod, "one")?;
         ensure!(
             cri.containers()?[&id].state == "running",

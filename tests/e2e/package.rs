@@ -36,6 +36,7 @@ fn the_package_is_installed_upgraded_removed_and_purged() -> Result<()> {
     check_unit(&root.0, unit)?;
     check_state_directory(&root, unit)?;
     check_manual(&root.0)?;
+    check_licences(&root.0)?;
 
     let settings = root.0.join("etc/default/quaymaster");
     let mode = std::fs::metadata(&settings)?.mode() & 0o777;
@@ -106,6 +107,39 @@ fn as_the_unit(binary: &Path, endpoints: &[String]) -> Result<Vec<OsString>> {
     program.push("--no-new-privs".into());
     program.push(binary.into());
     Ok(program)
+}
+
+/// Our licence, and those of what is linked into the binary.
+fn check_licences(root: &Path) -> Result<()> {
+    let doc = root.join("usr/share/doc/quaymaster");
+    let ours = std::fs::read_to_string(doc.join("LICENSE"))?;
+    ensure!(ours.contains("Apache License"), "{ours}");
+    let copyright = std::fs::read_to_string(doc.join("copyright"))?;
+    ensure!(copyright.contains("third-party-licenses.gz"), "{copyright}");
+    let read = succeed(Command::new("zcat").arg(doc.join("third-party-licenses.gz")))?;
+    are_notices(&String::from_utf8_lossy(&read.stdout))
+}
+
+/// Whether these are the notices of what is linked into the binary: of each crate that `Cargo.toml` names for it, of some
+/// that those bring, and of the C libraries in them.
+pub(crate) fn are_notices(notices: &str) -> Result<()> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let manifest: toml::Table = std::fs::read_to_string(manifest)?.parse()?;
+    let direct = manifest["dependencies"].as_table();
+    let direct = direct.context("no dependencies")?.keys();
+    let indirect = ["ring", "h2", "rdkafka-sys", "tonic-prost"].map(str::to_owned);
+    for name in direct.chain(&indirect) {
+        let line = format!("\n{name} ");
+        ensure!(notices.contains(&line), "no notice of {name}");
+    }
+    for text in [
+        "librdkafka - Apache Kafka C driver library",
+        "Permission is hereby granted, free of charge",
+        "TERMS AND CONDITIONS FOR USE, REPRODUCTION, AND DISTRIBUTION",
+    ] {
+        ensure!(notices.contains(text), "`{text}` is missing");
+    }
+    Ok(())
 }
 
 /// There is a page for each subcommand, and completions for the shells that Debian has.

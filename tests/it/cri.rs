@@ -209,7 +209,7 @@ async fn a_list_over_four_mebibytes_is_taken_and_one_beyond_the_limit_is_not() -
         ..Options::default()
     };
     let error = error_of(connect_with(&cri.endpoint(), &options).await?.list().await);
-    assert!(matches!(error, RuntimeError::Request { .. }), "{error}");
+    assert!(matches!(error, RuntimeError::TooLong { .. }), "{error}");
     Ok(())
 }
 

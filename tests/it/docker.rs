@@ -144,6 +144,7 @@ async fn a_list_of_many_megabytes_is_taken_and_one_beyond_the_limit_is_not() -> 
             .list()
             .await,
     );
+    assert!(matches!(error, RuntimeError::TooLong { .. }), "{error}");
     assert!(quaymaster::cli::chain(&error).contains("longer than 1048576 bytes"));
     Ok(())
 }

@@ -14,6 +14,7 @@ mod local;
 mod privileges;
 mod schema;
 mod top;
+mod watch;
 mod watchdog;
 
 use std::time::Duration;

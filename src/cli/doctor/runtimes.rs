@@ -102,6 +102,7 @@ async fn look_at(endpoint: Endpoint, is_found: bool) -> Option<Finding> {
                 | RuntimeError::Connect { .. }
                 | RuntimeError::Timeout { .. }
                 | RuntimeError::Request { .. }
+                | RuntimeError::TooLong { .. }
                 | RuntimeError::Malformed { .. }
                 | RuntimeError::Unsupported { .. }
                 | RuntimeError::NoSuchContainer { .. } => "see that the runtime runs and answers",
@@ -114,6 +115,7 @@ async fn look_at(endpoint: Endpoint, is_found: bool) -> Option<Finding> {
                 | RuntimeError::Connect { .. }
                 | RuntimeError::Timeout { .. }
                 | RuntimeError::Request { .. }
+                | RuntimeError::TooLong { .. }
                 | RuntimeError::Malformed { .. }
                 | RuntimeError::Unsupported { .. }
                 | RuntimeError::NoSuchContainer { .. } => EXIT_UNAVAILABLE,

@@ -290,11 +290,7 @@ fn failed(uri: &str, request: &'static str, status: &Status) -> RuntimeError {
             request,
         };
     }
-    RuntimeError::Request {
-        endpoint: uri.to_owned(),
-        request,
-        source: Box::new(ServerSaid::new(status)),
-    }
+    crate::runtime::cri::failed(uri, request, status)
 }
 
 /// What is needed to understand the stream's items.

@@ -418,11 +418,7 @@ impl CriClient {
                 request,
             };
         }
-        RuntimeError::Request {
-            endpoint: self.uri.clone(),
-            request,
-            source: Box::new(ServerSaid::new(status)),
-        }
+        failed(&self.uri, request, status)
     }
 
     fn malformed(&self, request: &'static str) -> RuntimeError {
@@ -432,6 +428,37 @@ impl CriClient {
             source: "the answer has no usable id".into(),
         }
     }
+}
+
+/// What a status means that is no refusal of the call as such.
+pub(in crate::runtime) fn failed(
+    uri: &str,
+    request: &'static str,
+    status: &Status,
+) -> RuntimeError {
+    let (endpoint, source) = (uri.to_owned(), Box::new(ServerSaid::new(status)));
+    if is_too_long(status) {
+        return RuntimeError::TooLong {
+            endpoint,
+            request,
+            source,
+        };
+    }
+    RuntimeError::Request {
+        endpoint,
+        request,
+        source,
+    }
+}
+
+/// Whether the answer passes the limit: ours, of which tonic says OutOfRange (`codec/decode.rs`), or the server's own, of
+/// which grpc-go says ResourceExhausted (`server.go`, `sendResponse`: "trying to send message larger than max").
+fn is_too_long(status: &Status) -> bool {
+    let message = status.message();
+    let is_ours = status.code() == Code::OutOfRange && message.contains("length too large");
+    let is_theirs =
+        status.code() == Code::ResourceExhausted && message.contains("message larger than max");
+    is_ours || is_theirs
 }
 
 /// Whether the server has no such call.
@@ -505,6 +532,22 @@ mod tests {
             ("dev", None),
         ] {
             assert_eq!(major_version(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_too_long_for_either_side_is_told_from_other_refusals() {
+        let ours = "Error, decoded message length too large: found 9 bytes, the limit is: 8 bytes";
+        let theirs = "grpc: trying to send message larger than max (9 vs. 8)";
+        for (status, expected) in [
+            (Status::out_of_range(ours), true),
+            (Status::resource_exhausted(theirs), true),
+            (Status::resource_exhausted("too many open files"), false),
+            (Status::unavailable(theirs), false),
+        ] {
+            let error = failed("unix:///cri.sock", "list", &status);
+            let is_too_long = matches!(error, RuntimeError::TooLong { .. });
+            assert_eq!(is_too_long, expected, "{status:?}");
         }
     }
 

@@ -24,7 +24,7 @@ mod normalise;
 mod pods;
 mod removals;
 
-pub(super) use client::{ServerSaid, connect};
+pub(super) use client::{ServerSaid, connect, failed};
 
 /// The messages and services of `proto/cri.proto`.
 #[allow(

@@ -13,7 +13,7 @@ use hyper::StatusCode;
 use serde::de::DeserializeOwned;
 
 use super::exit_labels::ExitLabels;
-use super::http::{BoxError, Http, ServerSaid, read_whole};
+use super::http::{AnswerTooLong, BoxError, Http, ServerSaid, read_whole};
 use super::wire::{Details, ExecDetails, Row, Version};
 use super::{events, http, normalise};
 use crate::model::{Container, ContainerId, ContainerKind};
@@ -353,8 +353,16 @@ impl DockerClient {
     }
 
     fn failed(&self, request: &'static str, source: BoxError) -> RuntimeError {
+        let endpoint = self.uri.clone();
+        if source.is::<AnswerTooLong>() {
+            return RuntimeError::TooLong {
+                endpoint,
+                request,
+                source,
+            };
+        }
         RuntimeError::Request {
-            endpoint: self.uri.clone(),
+            endpoint,
             request,
             source,
         }
