@@ -348,6 +348,7 @@ impl Collector {
             | Observation::Event { .. }
             | Observation::Inspected { .. }
             | Observation::Process { .. }
+            | Observation::ProcessOf { .. }
             | Observation::NestedLooked { .. }
             | Observation::MappingAcked { .. }
             | Observation::TombstoneAcked { .. }
@@ -411,10 +412,18 @@ impl Collector {
         self.batch.reports.extend(reports);
     }
 
-    /// Tells the reconciler of mappings and tombstones that are no longer owed.
+    /// Tells the reconciler of mappings and tombstones that are no longer owed. Where another message of the same namespace
+    /// was decided meanwhile, the bus has an earlier one, and that says nothing of the newest.
     fn settle(&mut self, settled: Vec<StageDone>) {
+        if settled.is_empty() {
+            return;
+        }
+        let owed_anew: BTreeSet<_> = self.messages.iter().filter_map(namespace_of).collect();
         for done in settled {
             let (pns_inode, generation) = (done.pns_inode, done.generation);
+            if owed_anew.contains(&(pns_inode, generation)) {
+                continue;
+            }
             match done.stage {
                 Stage::None => {}
                 Stage::Mapping => self.observe(Observation::MappingAcked {
@@ -705,7 +714,8 @@ impl Collector {
         let totals = outbox.totals();
         Status {
             state: self.phase,
-            seq: self.reconciler.seq(),
+            // The reconciler may be ahead of what is committed.
+            seq: outbox.meta().seq,
             runtimes: self.runtimes(),
             resync: ResyncStatus {
                 package_seq: self.reconciler.package_seq(),
@@ -759,6 +769,18 @@ impl Collector {
                 }
             })
             .collect()
+    }
+}
+
+/// Number and generation of the namespace that a message is of.
+fn namespace_of(message: &Message) -> Option<(u64, u64)> {
+    match message {
+        Message::Mapping { mapping, .. } => Some((mapping.pns_inode, mapping.generation)),
+        Message::MappingTombstone {
+            pns_inode,
+            generation,
+        } => Some((*pns_inode, *generation)),
+        Message::Delta(_) | Message::Record { .. } | Message::RecordTombstone { .. } => None,
     }
 }
 

@@ -166,7 +166,7 @@ impl ProcessTable {
     }
 
     /// Whether a runtime that this user serves may name any process.
-    fn is_trusted(uid: u32) -> bool {
+    pub(crate) fn is_trusted(uid: u32) -> bool {
         uid == 0 || uid == rustix::process::geteuid().as_raw()
     }
 

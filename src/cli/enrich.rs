@@ -20,10 +20,11 @@ use crate::enrich::shell::page::EnrichPage;
 use crate::enrich::shell::stats::Stats;
 use crate::enrich::{kafka, nats};
 use crate::http;
+use crate::model::Topic;
 use crate::notify::Notifier;
-use crate::sink::Bus;
 use crate::sink::access::KafkaAccess;
 use crate::sink::kafka::topics::Admin;
+use crate::sink::{Bus, TopicSettings};
 use crate::telemetry;
 
 /// The first wait for a bus that is away, and the longest.
@@ -211,7 +212,11 @@ fn setup(config: &Config) -> Result<Setup, Failure> {
     let output = enrich.output.clone().ok_or_else(|| missing("output"))?;
     let invalid = enrich.invalid_topic.clone();
     Ok(Setup {
-        topics: config.topics.clone(),
+        // Of the collectors' topics only the mappings matter to it: no right is needed on the others.
+        topics: TopicSettings {
+            used: vec![Topic::Pns],
+            ..config.topics.clone()
+        },
         client_id: enrich.group.clone(),
         input,
         invalid: invalid.unwrap_or_else(|| format!("{output}.invalid")),

@@ -133,3 +133,259 @@ impl Collector {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use tokio::sync::{Notify, mpsc, watch};
+
+    use super::super::{Parts, Snapshot};
+    use super::*;
+    use crate::fdstore::FdStore;
+    use crate::model::message::RuntimeSource;
+    use crate::model::{Container, ContainerId, ContainerKind, ListRow, RuntimeType, State, Topic};
+    use crate::outbox::{Options, Owner};
+    use crate::procfs::ProcessTable;
+    use crate::reconcile::{
+        Identity, InspectOutcome, ListOutcome, Observation, Phase, Process, ProcessReading,
+        Settings,
+    };
+    use crate::sink::{Outcome, Outgoing, Position};
+    use crate::wire::{Host, Refresh};
+
+    const INODE: u64 = 4_026_532_448;
+
+    /// A collector with one container, whose namespace is mapped, and what it has told of itself.
+    struct Fixture {
+        collector: Collector,
+        outbox: Outbox,
+        renderer: Renderer,
+        statuses: mpsc::Receiver<Outgoing>,
+        _folder: tempfile::TempDir,
+    }
+
+    fn source() -> SourceId {
+        SourceId::new("docker=unix:///run/docker.sock")
+    }
+
+    fn running() -> Container {
+        Container {
+            id: ContainerId::parse("web").expect("letters are an id"),
+            name: "web".to_owned(),
+            kind: ContainerKind::Container,
+            runtime: RuntimeType::Docker,
+            runtime_name: "docker".into(),
+            runtime_version: "1".into(),
+            state: State::Running,
+            image_id: String::new(),
+            image_name: "busybox".to_owned(),
+            image_digest: String::new(),
+            pid: Some(7),
+            created_at_ns: 1,
+            started_at_ns: Some(2),
+            finished_at_ns: None,
+            exit_code: None,
+            oom_killed: None,
+            restart_count: None,
+            pod: None,
+            pid_mode: String::new(),
+            privileged: None,
+            reason: String::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+
+    fn alive() -> ProcessReading {
+        ProcessReading::Alive(Box::new(Process {
+            pid: 7,
+            start_ticks: 70,
+            started_at_ms: 1,
+            pns_inode: INODE,
+            pns_id: None,
+            mnt_ns: 1,
+            cgroup: "/".into(),
+            is_init: true,
+            fd: None,
+        }))
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder can be made");
+            let owner = Owner {
+                host_id: "host".into(),
+                boot_id: "boot".into(),
+                new_epoch: "epoch".to_owned(),
+            };
+            let opened = Outbox::open(folder.path(), &owner, Options::default());
+            let opened = opened.expect("the outbox opens");
+            let host = Host {
+                host_id: "host".into(),
+                host_name: "name".into(),
+                boot_id: "boot".into(),
+                epoch: "epoch".into(),
+            };
+            let refresh = Refresh {
+                records_ms: 1,
+                pns_ms: 1,
+                status_ms: 1,
+            };
+            let renderer = Renderer::new(host, refresh);
+            let processes = ProcessTable::open(Path::new("/proc"));
+            let (status, statuses) = mpsc::channel(64);
+            let parts = Parts {
+                outbox: opened.outbox,
+                restored: opened.restored,
+                owed: opened.owed,
+                last_alive_ms: opened.last_alive_ms,
+                identity: Identity {
+                    boot_id: "boot".into(),
+                    host_pns_inode: 1,
+                    previous_epoch: None,
+                },
+                settings: Settings::default(),
+                renderer: renderer.clone(),
+                processes: Arc::new(processes.expect("a process table is mounted")),
+                fd_store: FdStore::default(),
+                committed: Arc::new(Notify::new()),
+                status,
+                snapshot: watch::channel(Snapshot::default()).0,
+                nested: mpsc::channel(1).0,
+            };
+            let (collector, outbox) = Collector::new(parts);
+            let mut fixture = Self {
+                collector,
+                outbox,
+                renderer,
+                statuses,
+                _folder: folder,
+            };
+            fixture.map_a_container();
+            fixture
+        }
+
+        fn map_a_container(&mut self) {
+            let (source, container) = (source(), running());
+            let id = container.id.clone();
+            let runtime = RuntimeSource {
+                runtime: RuntimeType::Docker,
+                name: "docker".into(),
+                version: "1".into(),
+                endpoint: "unix:///run/docker.sock".into(),
+                uid: 0,
+            };
+            let row = ListRow {
+                id: id.clone(),
+                kind: container.kind,
+                state: container.state,
+                fingerprint: 1,
+            };
+            for observation in [
+                Observation::SourceUp {
+                    source: source.clone(),
+                    runtime,
+                    streaming: true,
+                    is_listing: false,
+                },
+                Observation::ListBegan {
+                    source: source.clone(),
+                },
+                Observation::ListDone {
+                    source: source.clone(),
+                    outcome: ListOutcome::Complete(vec![row]),
+                },
+                Observation::Inspected {
+                    source,
+                    id,
+                    outcome: InspectOutcome::Found {
+                        container: Box::new(container),
+                        process: Some(alive()),
+                    },
+                },
+            ] {
+                self.collector.observe(observation);
+            }
+            self.collector.commit(&mut self.outbox);
+            assert_eq!(self.phase(), Phase::Live);
+        }
+
+        fn phase(&self) -> Phase {
+            let row = self
+                .collector
+                .reconciler
+                .namespaces()
+                .find(|row| row.mapping().pns_inode == INODE);
+            row.expect("it is mapped").phase()
+        }
+
+        /// The bus has the newest message of the mapping.
+        fn acknowledge_mapping(&mut self) {
+            let (host, ce_source) = (Arc::from("host"), Arc::from("source"));
+            let owed = self
+                .outbox
+                .reader()
+                .read(0, 1_000, 1 << 20, &host, &ce_source)
+                .expect("the outbox can be read");
+            let mut mappings = owed.iter().filter(|one| one.topic == Topic::Pns);
+            let row = mappings.next_back().expect("it is owed").row;
+            let position = Position {
+                partition: 0,
+                offset: 1,
+            };
+            self.collector.reported(vec![Report {
+                row,
+                outcome: Outcome::Acked(position),
+            }]);
+        }
+
+        /// Commits what was decided while something else is observed.
+        fn commit_while(&mut self, observation: Observation) {
+            let mut decided = self.collector.hand_over(&mut self.outbox);
+            let collector = &mut self.collector;
+            let (result, ()) = decided.commit_while(&mut self.outbox, &self.renderer, || {
+                collector.observe(observation);
+                collector.status_due = true;
+            });
+            assert!(result.is_ok(), "{result:?}");
+            self.collector.finish(&mut self.outbox, decided, result);
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_of_what_was_put_before_is_not_that_of_the_end_that_was_decided_meanwhile()
+    {
+        let mut fixture = Fixture::new();
+        fixture.acknowledge_mapping();
+        let source = source();
+        fixture.commit_while(Observation::SourceForgotten { source });
+        assert_eq!(fixture.phase(), Phase::Ended, "the bus has no end of it");
+
+        fixture.collector.commit(&mut fixture.outbox);
+        assert_eq!(fixture.phase(), Phase::Ended, "nor now");
+        fixture.acknowledge_mapping();
+        fixture.collector.commit(&mut fixture.outbox);
+        let phase = fixture.phase();
+        assert!(matches!(phase, Phase::Lingering(_)), "{phase:?}");
+    }
+
+    #[test]
+    fn the_status_names_no_delta_that_is_not_committed() {
+        let mut fixture = Fixture::new();
+        let source = source();
+        fixture.commit_while(Observation::SourceForgotten { source });
+        let committed = fixture.outbox.meta().seq;
+        assert!(
+            fixture.collector.reconciler.seq() > committed,
+            "it is ahead"
+        );
+        let mut newest = None;
+        while let Ok(status) = fixture.statuses.try_recv() {
+            newest = status.value;
+        }
+        let newest = newest.expect("a status was due");
+        let status: serde_json::Value = serde_json::from_slice(&newest).expect("it is JSON");
+        assert_eq!(status["seq"], committed);
+    }
+}

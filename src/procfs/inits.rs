@@ -245,7 +245,8 @@ fn look(
 ) -> Result<Option<(ContainerId, Seen)>, Errno> {
     let directory = table.open_process(pid)?;
     let cgroup = read_at(&directory, "cgroup")?;
-    let Some(id) = container_of(cgroup_path(&cgroup)).filter(is_wanted) else {
+    let path = cgroup_path(&cgroup);
+    let Some(id) = container_of(path).filter(is_wanted) else {
         return Ok(None);
     };
     let namespace = open_namespace(&directory)?;
@@ -256,6 +257,7 @@ fn look(
     let seen = match place {
         Place::Unclear => Seen::Unclear,
         Place::Inside => Seen::Other,
+        Place::First if is_within_another(path, &id) => Seen::Unclear,
         Place::First => match table.pinned(&directory, namespace, pid, &cgroup) {
             Ok(process) => Seen::Init(Box::new(Pinned { directory, process })),
             Err(_) => Seen::Unclear,
@@ -338,6 +340,13 @@ fn container_of(path: &str) -> Option<ContainerId> {
     ContainerId::parse(words.find(|word| word.len() == ID_DIGITS)?)
 }
 
+/// Whether a cgroup's path names another container above one. What is right below the host's namespace is then more likely the
+/// outer one's: whoever may make cgroups inside of it may give them any name.
+fn is_within_another(path: &str, id: &ContainerId) -> bool {
+    let mut words = path.split(|c: char| !c.is_ascii_hexdigit());
+    words.any(|word| word.len() == ID_DIGITS && word != id.as_str())
+}
+
 /// The pids of a process in each PID namespace from the process table's own on.
 fn ns_pids(status: &str) -> Vec<&str> {
     let mut lines = status.lines();
@@ -416,6 +425,22 @@ mod tests {
             (String::new(), None),
         ] {
             assert_eq!(container_of(&path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_container_that_names_its_own_cgroup_after_another_one_is_not_taken_for_that() {
+        let (a, b) = ("a".repeat(64), "b".repeat(64));
+        for (path, is_unclear) in [
+            (format!("/docker/{a}/{b}"), true),
+            (format!("/docker/{a}/docker/{b}/init.scope"), true),
+            (format!("/docker/{b}"), false),
+            (format!("/docker/{b}/{b}"), false),
+            (format!("/kubepods/pod1-2/{b}"), false),
+        ] {
+            let id = container_of(&path).expect("it names one");
+            assert_eq!(id.as_str(), b);
+            assert_eq!(is_within_another(&path, &id), is_unclear, "{path}");
         }
     }
 

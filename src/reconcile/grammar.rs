@@ -202,6 +202,17 @@ pub enum Observation {
         /// What was read.
         reading: ProcessReading,
     },
+    /// A hint of a runtime that another user than root serves: what another user's runtime told is none of its business.
+    ProcessOf {
+        /// The user.
+        uid: u32,
+        /// Which container.
+        id: ContainerId,
+        /// Which pid.
+        pid: u32,
+        /// What was read.
+        reading: ProcessReading,
+    },
     /// The look that [`Effect::FindNested`] asked for.
     NestedLooked {
         /// What it found.

@@ -192,6 +192,12 @@ impl Reconciler {
                 outcome,
             } => self.inspected(&source, &id, outcome),
             Observation::Process { id, pid, reading } => self.process_read(&id, pid, reading),
+            Observation::ProcessOf {
+                uid,
+                id,
+                pid,
+                reading,
+            } => self.process_named(uid, &id, pid, reading),
             Observation::NestedLooked { look } => self.nested_looked(*look),
             Observation::MappingAcked {
                 pns_inode,

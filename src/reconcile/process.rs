@@ -42,6 +42,24 @@ impl Reconciler {
         }
     }
 
+    /// Takes a hint of a runtime that some user serves, of a container that a runtime of the same user told. Of one that nobody
+    /// told yet it is not known whose it will be.
+    pub(super) fn process_named(
+        &mut self,
+        uid: u32,
+        id: &ContainerId,
+        pid: u32,
+        reading: ProcessReading,
+    ) {
+        let owner = self.containers.get(id).map(|tracked| &tracked.owner);
+        let owner = owner.and_then(|owner| self.sources.get(owner));
+        if owner.is_some_and(|owner| owner.runtime.uid == uid) {
+            self.process_read(id, pid, reading);
+        } else {
+            self.release_reading(&reading);
+        }
+    }
+
     fn still_alive(&mut self, id: &ContainerId, process: &Process) {
         let Some(tracked) = self.containers.get_mut(id) else {
             self.release_fd(process.fd);

@@ -127,6 +127,32 @@ fn a_hint_is_mapped_before_the_start_and_given_up_when_no_start_comes() {
 }
 
 #[test]
+fn what_another_user_s_runtime_names_is_no_process_of_root_s_container() {
+    let mut script = Script::watching_docker();
+    script.event(&docker(), 1, EventKind::Created, 1);
+    let made = created(1, quaymaster::model::RuntimeType::Docker);
+    script.found(&docker(), made, None);
+    script.said.clear();
+    let named = |uid, number| Observation::ProcessOf {
+        uid,
+        id: id(number),
+        pid: 100,
+        reading: ProcessReading::Alive(Box::new(process(100, 500))),
+    };
+    let let_go = Effect::ReleaseNamespace(FdToken(100));
+    // A container of root's, and one that nobody has told yet.
+    for number in [1, 2] {
+        let effects = script.tell(named(1_000, number));
+        assert!(
+            effects.contains(&let_go) && effects.len() == 1,
+            "{effects:?}"
+        );
+    }
+    script.tell(named(0, 1));
+    assert_eq!(script.mappings().len(), 1, "its own user's runtime may");
+}
+
+#[test]
 fn a_process_that_no_start_comes_of_is_looked_at_until_it_has_ended() {
     let mut script = Script::watching_docker();
     script.event(&docker(), 1, EventKind::Created, 1);

@@ -929,7 +929,9 @@ fn tokens_in(observation: &Observation) -> Vec<FdToken> {
             },
             ..
         } => Some(reading),
-        Observation::Process { reading, .. } => Some(reading),
+        Observation::Process { reading, .. } | Observation::ProcessOf { reading, .. } => {
+            Some(reading)
+        }
         Observation::Inspected { .. }
         | Observation::NestedLooked { .. }
         | Observation::Began { .. }

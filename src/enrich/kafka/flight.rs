@@ -300,7 +300,12 @@ impl Flight {
             }
             Class::Timestamp => self.fail(Failure::Timestamps),
             Class::Wait | Class::Retry | Class::RetryAndWarn | Class::Fatal => {
-                self.fail(Failure::Bus(format!("the output is not taken: {code}")));
+                let topic = match sent.to {
+                    To::Output => &self.routes.output,
+                    To::Aside(_) => &self.routes.invalid,
+                };
+                let error = format!("`{topic}` does not take messages: {code}");
+                self.fail(Failure::Bus(error));
             }
         }
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::Message as _;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::BorrowedMessage;
 use tokio_util::sync::CancellationToken;
 
@@ -181,6 +181,15 @@ impl Enricher<'_> {
             joiner.put(key, value, now, done);
         });
         if let Err(error) = read {
+            // Else it comes back by itself.
+            let is_refused = matches!(
+                error.rdkafka_error_code(),
+                Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)
+            );
+            if is_refused {
+                let topic = self.setup.topics.topic_name(crate::model::Topic::Pns);
+                self.away(&format!("the topic `{topic}` is not read: {error}"));
+            }
             tracing::debug!(%error, "the mapping topic is away");
         }
     }
@@ -262,7 +271,8 @@ impl Enricher<'_> {
                 }
                 Some(Err(error)) => {
                     drop(flight);
-                    self.away(&format!("the input is not read: {error}"));
+                    let input = &self.setup.input;
+                    self.away(&format!("the input `{input}` is not read: {error}"));
                     return;
                 }
             }

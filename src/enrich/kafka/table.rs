@@ -37,8 +37,9 @@ impl TableReader {
     ) -> Result<Self, KafkaError> {
         let mut config = base_config(access, client_id).map_err(|error| unusable(&error))?;
         config
-            // Needed by name only: partitions are assigned by hand, and nothing is committed.
-            .set("group.id", format!("{group}-table"))
+            // Needed by name only: partitions are assigned by hand, and nothing is committed. The events' own does: no right
+            // on another is needed.
+            .set("group.id", group)
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "earliest");

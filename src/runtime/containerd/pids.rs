@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::model::ContainerId;
+use crate::procfs::ProcessTable;
 use crate::reconcile::{Observation, ProcessReading};
 use crate::runtime::watch::{WatchContext, names_other};
 
@@ -28,7 +29,8 @@ pub(super) enum Origin {
 /// The pids that were learned early, by all readers of a process.
 #[derive(Debug, Default)]
 pub struct EarlyPids {
-    told: Mutex<VecDeque<(ContainerId, u32)>>,
+    /// Each with the user who named it: what one says keeps nobody else's word away.
+    told: Mutex<VecDeque<(ContainerId, u32, u32)>>,
     of_bundles: AtomicU64,
     of_events: AtomicU64,
     skipped: AtomicU64,
@@ -63,7 +65,7 @@ impl EarlyPids {
         uid: u32,
         context: &WatchContext,
     ) {
-        if !self.remember(&id, pid) {
+        if !self.remember(&id, pid, uid) {
             return;
         }
         let reading = context.processes.read_of_user(pid, uid);
@@ -74,14 +76,24 @@ impl EarlyPids {
         tracing::debug!(%id, pid, ?origin, alive = fd.is_some(), "hint");
         // The process had ended before it was read, and its pid was given to another container's.
         let is_taken = names_other(&reading, &id);
-        let sent = !is_taken
-            && context.observations.try_send(Observation::Process {
-                id: id.clone(),
+        let named = id.clone();
+        let observation = if ProcessTable::is_trusted(uid) {
+            Observation::Process {
+                id: named,
                 pid,
                 reading,
-            });
+            }
+        } else {
+            Observation::ProcessOf {
+                uid,
+                id: named,
+                pid,
+                reading,
+            }
+        };
+        let sent = !is_taken && context.observations.try_send(observation);
         if !sent {
-            self.forget(&id, pid);
+            self.forget(&id, pid, uid);
             if let Some(fd) = fd {
                 context.processes.fds().release(fd);
             }
@@ -95,21 +107,22 @@ impl EarlyPids {
     }
 
     /// `false` where it was told already.
-    fn remember(&self, id: &ContainerId, pid: u32) -> bool {
+    fn remember(&self, id: &ContainerId, pid: u32, uid: u32) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.iter().any(|(of, is)| *is == pid && of == id) {
+        let is_this = |(of, is, by): &(ContainerId, u32, u32)| *is == pid && *by == uid && of == id;
+        if told.iter().any(is_this) {
             return false;
         }
         if told.len() >= TOLD_MAX {
             told.pop_front();
         }
-        told.push_back((id.clone(), pid));
+        told.push_back((id.clone(), pid, uid));
         true
     }
 
-    fn forget(&self, id: &ContainerId, pid: u32) {
+    fn forget(&self, id: &ContainerId, pid: u32, uid: u32) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.retain(|(of, is)| *is != pid || of != id);
+        told.retain(|(of, is, by)| *is != pid || *by != uid || of != id);
     }
 }
 
@@ -178,9 +191,10 @@ mod tests {
     fn what_was_told_long_ago_is_forgotten() {
         let pids = EarlyPids::default();
         for pid in 0..=u32::try_from(TOLD_MAX).expect("it is small") {
-            assert!(pids.remember(&id("a"), pid));
+            assert!(pids.remember(&id("a"), pid, 0));
         }
-        assert!(pids.remember(&id("a"), 0), "the first had to go");
-        assert!(!pids.remember(&id("a"), 7));
+        assert!(pids.remember(&id("a"), 0, 0), "the first had to go");
+        assert!(!pids.remember(&id("a"), 7, 0));
+        assert!(pids.remember(&id("a"), 7, 1_000), "another user's word");
     }
 }

@@ -13,9 +13,8 @@ use rdkafka::topic_partition_list::Offset;
 use tokio_util::sync::CancellationToken;
 
 use super::client;
-use super::read::{Reader, ce_id};
+use super::read::{Reader, ce_id, unreadable};
 use super::topics::Admin;
-use super::unavailable;
 use crate::model::Topic;
 use crate::sink::access::KafkaAccess;
 use crate::sink::{
@@ -68,7 +67,7 @@ impl Checker {
         let servers = self.access.servers.join(",");
         let last = last.cloned();
         let topic = self.topics.topic_name(Topic::Deltas);
-        let looked_for = last.clone();
+        let (looked_for, deltas) = (last.clone(), topic.clone());
         let looking = tokio::task::spawn_blocking(move || {
             let reader = Reader::open(&base, stop)?;
             let Some(cluster) = reader.cluster_id() else {
@@ -89,7 +88,7 @@ impl Checker {
                     source: None,
                 });
             }
-            Ok(Err(source)) => return Err(unavailable(tried(), source)),
+            Ok(Err(source)) => return Err(unreadable(&deltas, tried(), source)),
             Err(source) => {
                 return Err(SinkError::Unavailable {
                     message: tried(),

@@ -16,6 +16,7 @@ mod errors;
 mod own;
 mod read;
 mod reap;
+pub mod rights;
 mod sender;
 pub mod settings;
 mod stamps;

@@ -14,8 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::topic_partition_list::Offset;
 use tokio_util::sync::CancellationToken;
 
-use super::read::Reader;
-use super::unavailable;
+use super::read::{Reader, unreadable};
 use crate::model::Topic;
 use crate::sink::reap::REAP_MAX;
 use crate::sink::{OwnKey, STATUSES_READ_MAX, SinkError, TopicSettings};
@@ -131,11 +130,11 @@ async fn on_a_thread<T: Send + 'static>(
     let stop = CancellationToken::new();
     let _dropped = stop.clone().drop_guard();
     let tried = format!("failed to read the topic `{name}` back");
-    let (base, name) = (base.clone(), name.to_owned());
+    let (base, name, topic) = (base.clone(), name.to_owned(), name.to_owned());
     let reading =
         tokio::task::spawn_blocking(move || read(Reader::open(&base, stop)?, name.as_str()));
     match reading.await {
-        Ok(result) => result.map_err(|source| unavailable(tried, source)),
+        Ok(result) => result.map_err(|source| unreadable(&topic, tried, source)),
         Err(source) => Err(SinkError::Unavailable {
             message: tried,
             source: Some(Box::new(source)),

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::Context;
 use super::errors::{Class, classify};
+use super::unavailable;
+use crate::sink::SinkError;
 
 /// Time without a message or an end of partition before the cluster counts as away.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
@@ -26,6 +28,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The longest wait for a message before it is looked whether to stop.
 const POLL: Duration = Duration::from_millis(200);
+
+/// The group in whose name is read; librdkafka asks for its coordinator, and commits nothing.
+pub(super) const GROUP: &str = "quaymaster-read";
 
 /// KiB that librdkafka fetches ahead; its default of 64 MiB would break the memory promise.
 const FETCHED_KIB_MAX: &str = "2048";
@@ -47,7 +52,7 @@ impl Reader {
         let mut config = base.clone();
         // A group's name is asked for where offsets are never committed, too.
         config
-            .set("group.id", "quaymaster-read")
+            .set("group.id", GROUP)
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("queued.max.messages.kbytes", FETCHED_KIB_MAX);
@@ -132,6 +137,18 @@ impl Reader {
             heard_at = Instant::now();
         }
         Ok(true)
+    }
+}
+
+/// Why a topic was not read.
+pub(super) fn unreadable(topic: &str, tried: String, error: KafkaError) -> SinkError {
+    let (operation, of) = match error.rdkafka_error_code() {
+        Some(Code::TopicAuthorizationFailed) => ("Read", format!("the topic `{topic}`")),
+        Some(Code::GroupAuthorizationFailed) => ("Read", format!("the group `{GROUP}`")),
+        Some(_) | None => return unavailable(tried, error),
+    };
+    SinkError::Denied {
+        message: format!("{tried}: kafka does not let this user do {operation} on {of}: grant it"),
     }
 }
 

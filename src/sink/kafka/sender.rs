@@ -342,7 +342,7 @@ impl Sender {
                 // librdkafka says so of this message itself: it was in no batch yet.
                 Class::Rejected => self.refuse(ticket, code),
                 Class::Retry | Class::RetryAndWarn | Class::Timestamp | Class::Fatal => {
-                    self.note_failure(code);
+                    self.note_failure(code, &topic);
                 }
             },
         }
@@ -392,6 +392,14 @@ impl Sender {
         let Some(pending) = self.unreported.get(&ticket) else {
             return;
         };
+        if pending.message.topic == Topic::Deltas && self.contradicts(position) {
+            // It is sent again behind what was lost. Reported, its place would be the newest that is known, and after a
+            // crash nobody would miss what the log had before.
+            self.broken
+                .get_or_insert_with(|| format!("an offset was given twice: {}", position.offset));
+            self.must_check = true;
+            return;
+        }
         if let Some(stamp) = pending.stamp {
             self.stamps.taken(stamp);
         }
@@ -430,23 +438,23 @@ impl Sender {
         }
     }
 
-    /// Keeps the place of an acknowledged delta. One that is not behind the last one was put into a log that was
-    /// made anew or cut under a producer which noticed nothing.
+    /// Whether a delta's place is not behind that of the last one: then it was put into a log that was made anew or cut
+    /// under a producer which noticed nothing.
+    fn contradicts(&self, position: Position) -> bool {
+        // A repeated message that the broker knew already has no offset.
+        position.offset >= 0
+            && self.last.as_ref().is_some_and(|last| {
+                last.position.partition == position.partition
+                    && last.position.offset >= position.offset
+            })
+    }
+
+    /// Keeps the place of an acknowledged delta.
     fn remember(&mut self, ticket: u64, position: Position) {
         let Some(pending) = self.unreported.get(&ticket) else {
             return;
         };
-        // A repeated message that the broker knew already has no offset.
         if pending.message.topic != Topic::Deltas || position.offset < 0 {
-            return;
-        }
-        if let Some(last) = &self.last
-            && last.position.partition == position.partition
-            && last.position.offset >= position.offset
-        {
-            self.broken
-                .get_or_insert_with(|| format!("an offset was given twice: {}", position.offset));
-            self.must_check = true;
             return;
         }
         self.last = Some(Landmark {
@@ -460,6 +468,7 @@ impl Sender {
         let Some(pending) = self.unreported.get_mut(&ticket) else {
             return;
         };
+        let topic = self.checker.topics.topic_name(pending.message.topic);
         match classify(code) {
             Class::Rejected if was_alone => {
                 self.batch_bytes = BATCH_BYTES_MAX;
@@ -488,19 +497,33 @@ impl Sender {
             }
             Class::Wait | Class::Retry | Class::RetryAndWarn | Class::Fatal => {}
         }
-        self.note_failure(code);
+        self.note_failure(code, &topic);
     }
 
     /// Has the producer closed, and says why once in a while.
-    fn note_failure(&mut self, code: Code) {
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the codes are librdkafka's and not exhaustive"
+    )]
+    fn note_failure(&mut self, code: Code, topic: &str) {
         let class = classify(code);
+        let error = match code {
+            Code::TopicAuthorizationFailed => format!(
+                "kafka does not let this user do Write on the topic `{topic}` ({code}): grant it"
+            ),
+            Code::ClusterAuthorizationFailed => format!(
+                "kafka does not let this user do Write on the topic `{topic}`, nor IdempotentWrite on the cluster \
+                 ({code}): grant the first, and before Kafka 2.8 the second"
+            ),
+            _ => code.to_string(),
+        };
         if class == Class::RetryAndWarn
             && self
                 .log
                 .admit("person", std::time::Instant::now())
                 .is_some()
         {
-            tracing::warn!(error = %code, "kafka refuses messages, which are tried again");
+            tracing::warn!(error, "kafka refuses messages, which are tried again");
         }
         // What was merely swept out along with the culprit tells nothing.
         let telling = !matches!(
@@ -508,7 +531,7 @@ impl Sender {
             Code::PurgeQueue | Code::PurgeInflight | Code::Fatal | Code::GaplessGuarantee
         );
         if self.broken.is_none() || telling {
-            self.broken = Some(code.to_string());
+            self.broken = Some(error);
         }
         // A message that is refused for what it is leaves a bus that is well.
         let is_messages_fault = matches!(class, Class::Rejected | Class::Timestamp);
@@ -710,4 +733,72 @@ fn unix_now_ms() -> i64 {
         .map_or(0, |since| {
             i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::sink::{SinkHealth, TopicSettings};
+
+    fn delta(seq: u64) -> Outgoing {
+        Outgoing {
+            row: seq,
+            topic: Topic::Deltas,
+            host_id: "h".into(),
+            item: "".into(),
+            op: "start".into(),
+            value: Some("{}".into()),
+            ce_id: format!("h:e:{seq}").into(),
+            ce_type: "t",
+            ce_source: "s".into(),
+            time_ms: 1,
+        }
+    }
+
+    fn position(offset: i64) -> Position {
+        Position {
+            partition: 0,
+            offset,
+        }
+    }
+
+    #[test]
+    fn a_delta_in_a_log_that_was_cut_is_not_reported_and_hides_no_loss() {
+        let checker = Checker {
+            access: (&vec!["127.0.0.1:1".to_owned()]).into(),
+            client_id: "test".to_owned(),
+            topics: TopicSettings::default(),
+        };
+        let last = Landmark {
+            bus: "cluster".into(),
+            position: position(50),
+            ce_id: "h:e:1".into(),
+        };
+        let (reports, _receiver) = mpsc::channel(8);
+        let health = watch::channel(SinkHealth::default()).0;
+        let mut sender = Sender::new(
+            checker,
+            Some(last),
+            "cluster".into(),
+            Reporter::new(reports),
+            HealthTeller::new(health, "kafka"),
+        );
+        for seq in 2..=4 {
+            sender.take_in(delta(seq));
+        }
+        for (ticket, offset) in [(1, 51), (2, 20), (3, 21)] {
+            sender.handle_notice(Notice::Delivered {
+                ticket,
+                result: Ok(position(offset)),
+            });
+        }
+
+        assert_eq!(sender.reporter.waiting(), 1, "only the first is told of");
+        assert_eq!(sender.unreported.len(), 2);
+        assert!(sender.must_check && sender.broken.is_some());
+        let last = sender.last.map(|last| (last.position.offset, last.ce_id));
+        assert_eq!(last, Some((51, "h:e:2".into())));
+    }
 }

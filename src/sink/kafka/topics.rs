@@ -245,7 +245,11 @@ impl Admin {
                 });
             }
             let config = self.describe(&name).await?;
-            let found = config.get("cleanup.policy").map_or("", String::as_str);
+            // Every topic has one. Where the right is missing, librdkafka gives no settings, and no error.
+            let Some(found) = config.get("cleanup.policy") else {
+                let code = Code::TopicAuthorizationFailed;
+                return Err(access_error(&name, "DescribeConfigs", code));
+            };
             let wanted = cleanup_policy(topic);
             if policy_words(found) != policy_words(wanted) {
                 return Err(SinkError::Misconfigured {
@@ -307,7 +311,7 @@ impl Admin {
                 RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
                 | RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
             ) => return Ok(None),
-            Some(error) => return Err(access_error(name, "describe", error.into())),
+            Some(error) => return Err(access_error(name, "Describe", error.into())),
         }
         let partitions = found.partitions();
         Ok(Some(Seen {
@@ -329,8 +333,7 @@ impl Admin {
             })?;
         let mut settings = BTreeMap::new();
         for result in results {
-            let resource =
-                result.map_err(|code| access_error(name, "read the settings of", code))?;
+            let resource = result.map_err(|code| access_error(name, "DescribeConfigs", code))?;
             for entry in resource.entries {
                 if SHOWN.contains(&entry.name.as_str())
                     && let Some(value) = entry.value
@@ -467,9 +470,11 @@ fn creation_error(name: &str, code: Code, settings: &TopicSettings) -> SinkError
         reason = "the codes are librdkafka's and not exhaustive"
     )]
     match code {
-        Code::TopicAuthorizationFailed
-        | Code::ClusterAuthorizationFailed
-        | Code::PolicyViolation
+        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => {
+            let or_by_hand = "create it by hand and set topics.manage = \"verify\"";
+            refused(name, "Create", or_by_hand, code)
+        }
+        Code::PolicyViolation
         | Code::InvalidPartitions
         | Code::InvalidConfig
         | Code::InvalidTopic => SinkError::Misconfigured {
@@ -490,22 +495,32 @@ fn creation_error(name: &str, code: Code, settings: &TopicSettings) -> SinkError
     }
 }
 
-/// Why a topic could not be looked at.
-fn access_error(name: &str, tried: &str, code: Code) -> SinkError {
+/// Why a topic could not be looked at, which needs this operation.
+fn access_error(name: &str, operation: &'static str, code: Code) -> SinkError {
     if matches!(
         code,
-        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed | Code::InvalidTopic
+        Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed
     ) {
+        refused(name, operation, "set topics.manage = \"off\"", code)
+    } else if code == Code::InvalidTopic {
         SinkError::Misconfigured {
             message: format!(
-                "the cluster refuses to {tried} the topic `{name}` ({code}): grant the right, or set \
-                 topics.manage = \"off\""
+                "the cluster takes no topic `{name}` ({code}): choose another topics.prefix"
             ),
         }
     } else {
         SinkError::Unavailable {
-            message: format!("failed to {tried} the topic `{name}`"),
+            message: format!("failed to look at the topic `{name}`"),
             source: Some(Box::new(code)),
         }
+    }
+}
+
+/// A right is missing.
+fn refused(name: &str, operation: &'static str, or: &str, code: Code) -> SinkError {
+    SinkError::Denied {
+        message: format!(
+            "kafka does not let this user do {operation} on the topic `{name}` ({code}): grant it, or {or}"
+        ),
     }
 }

@@ -44,13 +44,18 @@ pub(super) async fn check(
         }
         Some(last) => {
             let state = (info.state.first_sequence, info.state.last_sequence);
+            let mark = connection.refusals();
             look(connection, naming, &name, state, last)
                 .await
-                .map_err(|source| SinkError::Unavailable {
-                    message: format!(
-                        "failed to look for the last acknowledged delta in the stream `{name}`"
-                    ),
-                    source: Some(source),
+                .map_err(|source| {
+                    let error = SinkError::Unavailable {
+                        message: format!(
+                            "failed to look for the last acknowledged delta in the stream `{name}`"
+                        ),
+                        source: Some(source),
+                    };
+                    let subject = format!("$JS.API.STREAM.MSG.GET.{name}");
+                    connection.explain(mark, &subject, error)
                 })?
         }
     };

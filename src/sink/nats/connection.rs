@@ -1,5 +1,6 @@
 //! The connection: made once, kept up by the client for ever; how often it was lost, and the server's last word.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -39,7 +40,16 @@ pub(super) struct Standing {
     /// The newest error that server or client told of, which a request that times out does not tell itself
     /// (a missing right, say).
     pub(super) last_error: String,
+    /// The newest rights that were missing, as the server tells them, with the number of each.
+    violations: VecDeque<(u64, String)>,
+    /// How many there were.
+    violated: u64,
 }
+
+/// Missing rights that are remembered: more than there are kinds of requests under way at once.
+const VIOLATIONS_MAX: usize = 256;
+/// What such an error begins with (nats-server, `server/client.go`).
+const VIOLATION: &str = "permissions violation";
 
 /// A connection to a server or cluster. Cheap to clone; the last one closes it.
 #[derive(Clone)]
@@ -118,6 +128,32 @@ impl Connection {
     /// The newest error that was told of.
     pub(super) fn last_error(&self) -> String {
         self.standing.borrow().last_error.clone()
+    }
+
+    /// How many rights were missing so far: a mark for [`Self::refused_since`].
+    pub(super) fn refusals(&self) -> u64 {
+        self.standing.borrow().violated
+    }
+
+    /// What the server said since a mark of a right that is missing on a subject which begins so. It tells that only by the
+    /// way, and a request ends as one without an answer.
+    pub(super) fn refused_since(&self, mark: u64, subject: &str) -> Option<String> {
+        let quoted = format!("\"{subject}");
+        let standing = self.standing.borrow();
+        let mut since = standing.violations.iter();
+        since
+            .find(|(number, text)| *number > mark && text.contains(&quoted))
+            .map(|(_, text)| text.clone())
+    }
+
+    /// The error of a request on such a subject that came to nothing: where a right is missing, that.
+    pub(super) fn explain(&self, mark: u64, subject: &str, error: SinkError) -> SinkError {
+        match self.refused_since(mark, subject) {
+            Some(told) => SinkError::Denied {
+                message: format!("{error}: {told}: grant that right"),
+            },
+            None => error,
+        }
     }
 
     /// How often a connection was made: it tells of each reconnect for sure, which events do not.
@@ -226,7 +262,15 @@ fn note(standing: &watch::Sender<Standing>, event: &Event) {
         }
         Event::ServerError(_) | Event::ClientError(_) => {
             tracing::debug!(event = %event, "nats tells of an error");
-            standing.send_modify(|standing| standing.last_error = event.to_string());
+            standing.send_modify(|standing| {
+                standing.last_error = event.to_string();
+                if standing.last_error.to_lowercase().contains(VIOLATION) {
+                    standing.violated += 1;
+                    let violation = (standing.violated, standing.last_error.clone());
+                    standing.violations.truncate(VIOLATIONS_MAX - 1);
+                    standing.violations.push_front(violation);
+                }
+            });
         }
         Event::LameDuckMode | Event::Draining | Event::SlowConsumer(_) => {
             tracing::debug!(event = %event, "nats tells of itself");

@@ -17,6 +17,7 @@ mod naming;
 mod own;
 mod publish;
 mod reap;
+mod rights;
 mod sound;
 mod streams;
 
@@ -125,6 +126,25 @@ impl NatsSink {
     pub async fn list_streams(&mut self) -> Result<Vec<StreamInfo>, SinkError> {
         let connection = self.connect().await?;
         streams::list(&connection, &Naming::new(&self.topics), &self.topics).await
+    }
+
+    /// What the server does not let this user do of what a collector of this host needs besides the streams: each as the
+    /// server says it. The messages that try it name a place in their stream that there is not, so that none is stored.
+    ///
+    /// # Errors
+    /// Where the server does not answer.
+    pub async fn missing_rights(
+        &mut self,
+        host_id: &str,
+        reads_back: bool,
+    ) -> Result<Vec<String>, SinkError> {
+        let connection = self.connect().await?;
+        let naming = Naming::new(&self.topics);
+        let mut missing = rights::missing(&connection, &naming, &self.topics, host_id).await;
+        if reads_back && let Err(SinkError::Denied { message }) = self.own_keys(host_id).await {
+            missing.push(message);
+        }
+        Ok(missing)
     }
 
     /// Deletes the keys whose newest value expired before `before_ms` (unix milliseconds), unless its host puts

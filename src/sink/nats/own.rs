@@ -47,9 +47,13 @@ pub(super) async fn keys(
             }
             true
         };
+        let mark = connection.refusals();
         newest(connection, &name, &subjects, &mut take)
             .await
-            .map_err(|source| unreadable(&name, source))?;
+            .map_err(|source| {
+                let subject = "$JS.API.CONSUMER.";
+                connection.explain(mark, subject, unreadable(&name, source))
+            })?;
     }
     Ok(all)
 }
@@ -62,7 +66,11 @@ pub(super) async fn statuses(
 ) -> Result<Vec<Vec<u8>>, SinkError> {
     let name = naming.stream(Topic::Status);
     let subject = naming.host_subject(Topic::Status, host_id);
-    let unreadable = |source: BoxError| unreadable(&name, source);
+    let mark = connection.refusals();
+    let unreadable = |source: BoxError| {
+        let subject = format!("$JS.API.STREAM.MSG.GET.{name}");
+        connection.explain(mark, &subject, unreadable(&name, source))
+    };
     let stream = connection.jetstream.get_stream_no_info(&name).await;
     let stream = stream.map_err(|source| unreadable(source.into()))?;
     let asking = stream.get_last_raw_message_by_subject(&subject);

@@ -93,8 +93,11 @@ pub(super) async fn create(
             continue;
         }
         let config = wanted(naming, topic, settings);
+        let mark = connection.refusals();
         if let Err(error) = connection.jetstream.create_stream(config).await {
-            return Err(creation_error(&name, error.kind(), settings));
+            let error = creation_error(&name, error.kind(), settings);
+            let subject = format!("$JS.API.STREAM.CREATE.{name}");
+            return Err(connection.explain(mark, &subject, error));
         }
         created.push(name);
     }
@@ -169,6 +172,7 @@ pub(super) async fn look_up(
     connection: &Connection,
     name: &str,
 ) -> Result<Option<async_nats::jetstream::stream::Info>, SinkError> {
+    let mark = connection.refusals();
     match connection.jetstream.get_stream(name).await {
         Ok(stream) => Ok(Some(stream.cached_info().clone())),
         Err(error) => match error.kind() {
@@ -178,12 +182,22 @@ pub(super) async fn look_up(
             GetStreamErrorKind::JetStream(_)
             | GetStreamErrorKind::Request
             | GetStreamErrorKind::EmptyName
-            | GetStreamErrorKind::InvalidStreamName => Err(SinkError::Unavailable {
-                message: format!(
-                    "failed to ask nats for the stream `{name}` (is JetStream enabled there?)"
-                ),
-                source: Some(Box::new(error)),
-            }),
+            | GetStreamErrorKind::InvalidStreamName => {
+                let subject = format!("$JS.API.STREAM.INFO.{name}");
+                if let Some(told) = connection.refused_since(mark, &subject) {
+                    return Err(SinkError::Denied {
+                        message: format!(
+                            "failed to ask nats for the stream `{name}`: {told}: grant that right"
+                        ),
+                    });
+                }
+                Err(SinkError::Unavailable {
+                    message: format!(
+                        "failed to ask nats for the stream `{name}` (is JetStream enabled there?)"
+                    ),
+                    source: Some(Box::new(error)),
+                })
+            }
         },
     }
 }

@@ -59,10 +59,14 @@ pub(crate) fn command(
     })
 }
 
+/// A state directory that one collector leaves to the next.
+pub(crate) struct State(tempfile::TempDir);
+
 /// A collector without runtimes: it publishes its epoch and its status.
 pub(crate) struct Collector<'a> {
     child: Child,
-    folder: tempfile::TempDir,
+    /// `None` after `finish`.
+    folder: Option<tempfile::TempDir>,
     secrets: &'a Secrets,
 }
 
@@ -72,7 +76,20 @@ impl<'a> Collector<'a> {
         variables: &[(&str, &str)],
         secrets: &'a Secrets,
     ) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir()?;
+        Self::start_with(arguments, variables, secrets, None)
+    }
+
+    /// The same with the state that another one left.
+    pub(crate) fn start_with(
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        secrets: &'a Secrets,
+        state: Option<State>,
+    ) -> anyhow::Result<Self> {
+        let folder = match state {
+            Some(State(folder)) => folder,
+            None => tempfile::tempdir()?,
+        };
         let path = |name: &str| folder.path().join(name);
         let child = Command::new(env!("CARGO_BIN_EXE_quaymaster"))
             .arg("run")
@@ -93,13 +110,14 @@ impl<'a> Collector<'a> {
             .spawn()?;
         Ok(Self {
             child,
-            folder,
+            folder: Some(folder),
             secrets,
         })
     }
 
     pub(crate) fn log(&self) -> anyhow::Result<String> {
-        Ok(std::fs::read_to_string(self.folder.path().join("log"))?)
+        let folder = self.folder.as_ref().context("it has not finished")?;
+        Ok(std::fs::read_to_string(folder.path().join("log"))?)
     }
 
     /// Waits until the log has a text.
@@ -147,8 +165,8 @@ impl<'a> Collector<'a> {
         Ok(text)
     }
 
-    /// Ends it, and looks at all that it said and kept.
-    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
+    /// Ends it, and looks at all that it said and kept; gives its state.
+    pub(crate) fn finish(mut self) -> anyhow::Result<State> {
         for path in ["/status", "/metrics", "/readyz", "/livez"] {
             self.page(path)?;
         }
@@ -158,13 +176,14 @@ impl<'a> Collector<'a> {
         )?;
         self.child.wait()?;
         self.secrets.assert_untold(&self.log()?, "the log");
-        for file in files_below(self.folder.path())? {
+        let folder = self.folder.take().context("it has not finished")?;
+        for file in files_below(folder.path())? {
             let bytes = std::fs::read(&file)?;
             let whose = file.display().to_string();
             self.secrets
                 .assert_untold(&String::from_utf8_lossy(&bytes), &whose);
         }
-        Ok(())
+        Ok(State(folder))
     }
 }
 

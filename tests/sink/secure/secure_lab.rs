@@ -49,6 +49,10 @@ impl SecureLab {
         Ok(Some(lab))
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     pub(crate) fn address(&self, key: &str) -> anyhow::Result<&str> {
         let address = self.settings.get(key).map(String::as_str);
         address.with_context(|| format!("{key} is not in the lab's env"))
