@@ -248,6 +248,7 @@ mod tests {
                 settings: Settings::default(),
                 renderer: renderer.clone(),
                 processes: Arc::new(processes.expect("a process table is mounted")),
+                first_look: None,
                 fd_store: FdStore::default(),
                 committed: Arc::new(Notify::new()),
                 status,
