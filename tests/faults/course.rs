@@ -54,7 +54,7 @@ pub(crate) struct Course {
     pub(crate) oracle: Oracle,
     pub(crate) figures: Figures,
     pub(crate) state_dir: PathBuf,
-    bus: Bus,
+    pub(crate) bus: Bus,
     folder: TempDir,
     began: Instant,
 }

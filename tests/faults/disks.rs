@@ -62,6 +62,10 @@ pub(crate) async fn tear_state(course: &mut Course, kind: u64) -> anyhow::Result
     course.kill_only().await?;
     if damage(course, kind)? {
         course.figures.torn_states += 1;
+        // A line on stdout is acknowledged when it is written; a bus may not have answered once.
+        if !matches!(course.bus, Bus::Stdout { .. }) {
+            course.world.lose_state();
+        }
     }
     course.daemon.spawn()
 }

@@ -105,6 +105,8 @@ pub(crate) struct World {
     pub(crate) owned: Vec<Owned>,
     /// Every id there ever was.
     pub(crate) ids: BTreeSet<String>,
+    /// The last checkpoint.
+    settled: Instant,
     /// The first fault of each runtime since the last checkpoint.
     disturbed: BTreeMap<Side, Instant>,
     /// Events are made but not sent.
@@ -142,6 +144,7 @@ impl World {
             gone: Vec::new(),
             owned: Vec::new(),
             ids: BTreeSet::new(),
+            settled: Instant::now(),
             disturbed: BTreeMap::new(),
             loses_events: false,
             double_percent: 5,
@@ -164,6 +167,14 @@ impl World {
         self.disturb(Side::Cri);
     }
 
+    /// What the collector had decided is gone. What has changed since the last checkpoint may have stood only there.
+    pub(crate) fn lose_state(&mut self) {
+        let items = self.items.values_mut().chain(&mut self.gone);
+        for item in items.filter(|item| item.changed > self.settled) {
+            item.is_hidden = true;
+        }
+    }
+
     /// The host's clock is stepped.
     pub(crate) fn step_clock(&mut self, offset_s: i64) {
         self.disturb_all();
@@ -184,6 +195,7 @@ impl World {
     /// of those that live on stays hidden.
     pub(crate) fn settled(&mut self) {
         self.gone.clear();
+        self.settled = Instant::now();
         self.cri.state().calls.clear();
         for item in self.items.values_mut() {
             item.is_hidden |= self.disturbed.contains_key(&item.kind.side());
