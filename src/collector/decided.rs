@@ -103,8 +103,9 @@ impl Collector {
             RowKey::Container(_) | RowKey::Source(_) => None,
         });
         let saved = saved.collect();
-        // Without a state nothing may count as committed. Where nothing came but the clock's tick, what a crash would send twice is a second's worth. An event that has
-        // nothing to commit yet is not to wait for the disk: its inspect is asked for now.
+        // Without a state nothing may count as committed. Where nothing came but the clock's tick, what a crash would send
+        // twice is a second's worth. An event that has nothing to commit yet is not to wait for the disk: its inspect is
+        // asked for now.
         let has_ticked = std::mem::take(&mut self.has_ticked);
         let is_due =
             !batch.is_empty() || (has_ticked && outbox.has_unsynced_acks()) || self.has_no_state;
