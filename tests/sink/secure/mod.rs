@@ -6,6 +6,7 @@ mod certificates;
 mod jwt;
 mod kafka;
 mod nats;
+mod rights;
 mod rights_kafka;
 mod rights_nats;
 mod run;

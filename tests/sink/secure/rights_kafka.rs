@@ -1,12 +1,11 @@
 //! A Kafka that lets a user do just what docs/security.md lists, and one thing less.
 
 use super::acl::{Operation, Resource, Right, grant};
-use super::run::{Collector, Secrets, State, command};
+use super::rights::{Broker, HOST, Missing, PASSWORD, ensure_no_hole};
 use super::secure_lab::{SecureLab, written};
 use crate::enrich::{self, Enricher};
 use crate::kafka::kcat;
 
-const PASSWORD: &str = "a-password-of-the-quay";
 const TOPICS: [&str; 4] = ["deltas", "records", "pns", "status"];
 const USERS: [&str; 8] = [
     "verifies",
@@ -20,9 +19,7 @@ const USERS: [&str; 8] = [
 ];
 
 struct Kafka {
-    lab: SecureLab,
-    folder: tempfile::TempDir,
-    secrets: Secrets,
+    broker: Broker,
 }
 
 fn start() -> anyhow::Result<Option<Kafka>> {
@@ -44,66 +41,33 @@ fn start() -> anyhow::Result<Option<Kafka>> {
             ("QUAYMASTER_LAB_KAFKA_PROPERTIES", properties),
         ],
     )?;
-    Ok(lab.map(|lab| Kafka {
-        lab,
-        folder,
-        secrets: Secrets(vec![PASSWORD.to_owned()]),
+    let Some(lab) = lab else { return Ok(None) };
+    let bus = format!("--bus=kafka://{}", lab.address("LAB_KAFKA")?);
+    Ok(Some(Kafka {
+        broker: Broker::new(lab, bus, folder),
     }))
 }
 
 impl Kafka {
     fn administrators(&self) -> anyhow::Result<&str> {
-        self.lab.address("LAB_KAFKA")
+        self.broker.lab.address("LAB_KAFKA")
+    }
+
+    fn grant(&self, user: &str, rights: &[Right]) -> anyhow::Result<()> {
+        grant(self.administrators()?, user, rights)
     }
 
     /// The arguments of a user, whose topics have its name.
     fn arguments(&self, user: &str, manage: &str) -> anyhow::Result<Vec<String>> {
-        let password = written(self.folder.path(), "password", PASSWORD)?;
+        let address = self.broker.lab.address("LAB_KAFKA_LOGIN")?;
         Ok(vec![
-            format!("--bus=kafka://{}", self.lab.address("LAB_KAFKA_LOGIN")?),
+            format!("--bus=kafka://{address}"),
             "--sasl-mechanism=PLAIN".to_owned(),
             format!("--sasl-username={user}"),
-            format!("--sasl-password-file={password}"),
+            format!("--sasl-password-file={}", self.broker.password_file()?),
             format!("--topics-prefix={user}"),
             format!("--topics-manage={manage}"),
         ])
-    }
-
-    fn command(
-        &self,
-        words: &[&str],
-        arguments: &[String],
-    ) -> anyhow::Result<(Option<i32>, String)> {
-        let arguments = words
-            .iter()
-            .copied()
-            .chain(arguments.iter().map(String::as_str));
-        let ended = command(&arguments.collect::<Vec<_>>(), &[], &self.secrets)?;
-        // The trace of the clients is no word of ours.
-        let lines = ended
-            .said
-            .lines()
-            .filter(|line| !line.contains("TRACE") && !line.contains("DEBUG"));
-        Ok((ended.code, lines.collect::<Vec<_>>().join("\n")))
-    }
-
-    fn topics_of(&self, user: &str) -> anyhow::Result<()> {
-        let arguments = [
-            format!("--bus=kafka://{}", self.administrators()?),
-            format!("--topics-prefix={user}"),
-        ];
-        let (code, said) = self.command(&["topics", "create"], &arguments)?;
-        anyhow::ensure!(code == Some(0), "{said}");
-        Ok(())
-    }
-
-    fn collector(
-        &self,
-        arguments: &[String],
-        state: Option<State>,
-    ) -> anyhow::Result<Collector<'_>> {
-        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        Collector::start_with(&arguments, &[], &self.secrets, state)
     }
 
     async fn read(&self, topic: &str) -> anyhow::Result<Vec<crate::kafka::Read>> {
@@ -116,9 +80,7 @@ impl Kafka {
         let seqs: Vec<_> = read.iter().filter_map(crate::kafka::Read::seq).collect();
         let firsts = seqs.iter().filter(|seq| **seq == 1).count();
         anyhow::ensure!(firsts >= epochs, "{user}: {seqs:?}");
-        let is_next = |pair: &[u64]| pair[1] <= pair[0] + 1;
-        anyhow::ensure!(seqs.windows(2).all(is_next), "{user}: a hole in {seqs:?}");
-        Ok(())
+        ensure_no_hole(user, &seqs)
     }
 }
 
@@ -164,7 +126,7 @@ fn put_stale_record(server: &str, user: &str) -> anyhow::Result<()> {
         .stdin(std::process::Stdio::piped())
         .spawn()?;
     if let Some(mut input) = kcat.stdin.take() {
-        input.write_all(b"quay-secure/stale|{}\n")?;
+        writeln!(input, "{HOST}/stale|{{}}")?;
     }
     anyhow::ensure!(kcat.wait()?.success(), "kcat does not write");
     Ok(())
@@ -175,25 +137,25 @@ async fn a_collector_needs_no_more_rights_on_kafka_than_are_documented() -> anyh
     let Some(kafka) = start()? else { return Ok(()) };
     for (user, manage) in [("verifies", "verify"), ("creates", "create")] {
         let arguments = kafka.arguments(user, manage)?;
-        grant(kafka.administrators()?, user, &documented(user, manage))?;
+        kafka.grant(user, &documented(user, manage))?;
         if manage == "verify" {
-            kafka.topics_of(user)?;
+            kafka.broker.topics_of(user)?;
         }
-        let collector = kafka.collector(&arguments, None)?;
+        let collector = kafka.broker.collector(&arguments, None)?;
         collector.until_up()?;
         put_stale_record(kafka.administrators()?, user)?;
         // The last acknowledged delta is read back.
         let state = collector.finish()?;
-        let collector = kafka.collector(&arguments, Some(state))?;
+        let collector = kafka.broker.collector(&arguments, Some(state))?;
         collector.until_up()?;
         collector.finish()?;
         // And all of the host's keys, after a lost state.
-        let collector = kafka.collector(&arguments, None)?;
+        let collector = kafka.broker.collector(&arguments, None)?;
         collector.until_log("this host's keys were read back from the bus keys=1")?;
-        let records = format!("{user}.records");
+        let (records, stale) = (format!("{user}.records"), format!("{HOST}/stale"));
         let is_buried = async || {
             let read = kafka.read(&records).await?;
-            let last = read.iter().rfind(|one| one.key == "quay-secure/stale");
+            let last = read.iter().rfind(|one| one.key == stale);
             Ok(last.filter(|last| last.payload.is_none()).map(drop))
         };
         enrich::until("the tombstone of the earlier life's record", is_buried).await?;
@@ -202,11 +164,11 @@ async fn a_collector_needs_no_more_rights_on_kafka_than_are_documented() -> anyh
         collector.finish()?;
         kafka.has_all(user, 2).await?;
 
-        let (code, said) = kafka.command(&["topics", "verify"], &arguments)?;
+        let (code, said) = kafka.broker.command(&["topics", "verify"], &arguments)?;
         assert_eq!(code, Some(0), "{said}");
-        let (code, said) = kafka.command(&["topics", "list"], &arguments)?;
+        let (code, said) = kafka.broker.command(&["topics", "list"], &arguments)?;
         assert_eq!(code, Some(0), "{said}");
-        let (_, said) = kafka.command(&["doctor"], &arguments)?;
+        let (_, said) = kafka.broker.command(&["doctor"], &arguments)?;
         assert!(said.contains("all are there and as needed"), "{said}");
         assert!(said.contains("no other collector has"), "{said}");
         assert!(!said.contains("does not let"), "{said}");
@@ -214,37 +176,16 @@ async fn a_collector_needs_no_more_rights_on_kafka_than_are_documented() -> anyh
     Ok(())
 }
 
-/// A right that is left out, and who tells of it.
-struct Missing {
-    user: &'static str,
-    manage: &'static str,
-    right: Right,
-    /// What is said of it.
-    text: String,
-    /// The subcommand of `topics` that ends with 77 and says so; with none all are content.
-    command: Option<&'static str>,
-    /// Whether the topics are there.
-    is_made: bool,
-    /// Whether it is found out only when something was acknowledged before.
-    is_later: bool,
-    doctor: bool,
+fn missing(user: &'static str, resource: Resource, operation: Operation) -> Missing<Right> {
+    let on = match &resource {
+        Resource::Topic(name) => format!("the topic `{name}`"),
+        Resource::Group(name) => format!("the group `{name}`"),
+    };
+    let text = format!("does not let this user do {operation:?} on {on}");
+    Missing::new(user, (resource, operation), text)
 }
 
-fn missing(user: &'static str, resource: Resource, operation: Operation) -> Missing {
-    let (Resource::Topic(name) | Resource::Group(name)) = &resource;
-    Missing {
-        user,
-        manage: "verify",
-        text: format!("does not let this user do {operation:?} on the topic `{name}`"),
-        right: (resource, operation),
-        command: None,
-        is_made: true,
-        is_later: false,
-        doctor: true,
-    }
-}
-
-fn cases() -> [Missing; 4] {
+fn cases() -> [Missing<Right>; 4] {
     [
         Missing {
             command: Some("verify"),
@@ -258,7 +199,6 @@ fn cases() -> [Missing; 4] {
             manage: "create",
             command: Some("create"),
             is_made: false,
-            // Topics that are missing are no trouble before `run`.
             doctor: false,
             ..missing("makes", topic("makes", "pns"), Operation::Create)
         },
@@ -270,37 +210,29 @@ fn cases() -> [Missing; 4] {
     ]
 }
 
-async fn is_told_and_heals(kafka: &Kafka, case: Missing) -> anyhow::Result<()> {
-    let Missing {
-        user, manage, text, ..
-    } = case;
+async fn is_told_and_heals(kafka: &Kafka, case: Missing<Right>) -> anyhow::Result<()> {
+    let Missing { user, manage, .. } = case;
     let arguments = kafka.arguments(user, manage)?;
     let mut rights = documented(user, manage);
     rights.retain(|right| *right != case.right);
-    grant(kafka.administrators()?, user, &rights)?;
+    kafka.grant(user, &rights)?;
     if case.is_made {
-        kafka.topics_of(user)?;
+        kafka.broker.topics_of(user)?;
     }
-    if let Some(command) = case.command {
-        let (code, said) = kafka.command(&["topics", command], &arguments)?;
-        anyhow::ensure!(code == Some(77) && said.contains(&text), "{code:?} {said}");
-    }
-    let (_, said) = kafka.command(&["doctor"], &arguments)?;
-    anyhow::ensure!(said.contains(&text) == case.doctor, "`{text}`: {said}");
-    let mut state = None;
-    if case.is_later {
-        let collector = kafka.collector(&arguments, None)?;
-        collector.until_up()?;
-        state = Some(collector.finish()?);
-    }
-    let collector = kafka.collector(&arguments, state)?;
-    collector.until_log(&text)?;
+    let state = if case.is_later {
+        Some(kafka.broker.state_of(&arguments)?)
+    } else {
+        None
+    };
+    case.is_told_by_commands(&kafka.broker, &arguments)?;
+    let collector = kafka.broker.collector(&arguments, state)?;
+    collector.until_log(&case.text)?;
     enrich::until("it is not ready", async || {
         let ready = collector.page("/readyz")?;
         Ok(ready.contains(" 503 ").then_some(()))
     })
     .await?;
-    grant(kafka.administrators()?, user, &[case.right])?;
+    kafka.grant(user, &[case.right])?;
     collector.until_up()?;
     collector.finish()?;
     kafka.has_all(user, 1).await
@@ -320,14 +252,14 @@ async fn a_read_back_that_is_refused_on_kafka_is_told_and_made_later() -> anyhow
     let Some(kafka) = start()? else { return Ok(()) };
     let (user, right) = ("returns", (topic("returns", "records"), Operation::Read));
     let arguments = kafka.arguments(user, "verify")?;
-    kafka.topics_of(user)?;
+    kafka.broker.topics_of(user)?;
     let mut rights = documented(user, "verify");
     rights.retain(|one| *one != right);
-    grant(kafka.administrators()?, user, &rights)?;
-    let collector = kafka.collector(&arguments, None)?;
+    kafka.grant(user, &rights)?;
+    let collector = kafka.broker.collector(&arguments, None)?;
     collector.until_log("does not let this user do Read on the topic `returns.records`")?;
     collector.until_up()?;
-    grant(kafka.administrators()?, user, &[right])?;
+    kafka.grant(user, &[right])?;
     collector.until_log("this host's keys were read back from the bus")?;
     collector.finish()?;
     Ok(())
@@ -347,10 +279,10 @@ async fn enrich_needs_no_more_rights_on_kafka_than_are_documented() -> anyhow::R
         (on("out"), Operation::Create),
         (Resource::Group(format!("{prefix}.in")), Operation::Read),
     ];
-    grant(kafka.administrators()?, "joins", &rights)?;
+    kafka.grant("joins", &rights)?;
     // The mappings may be described, and not read.
     let describe = (on("pns"), Operation::Describe);
-    grant(kafka.administrators()?, "joins", &[describe])?;
+    kafka.grant("joins", &[describe])?;
     for inode in enrich::INODES {
         world.map(inode).await?;
     }
@@ -365,11 +297,7 @@ async fn enrich_needs_no_more_rights_on_kafka_than_are_documented() -> anyhow::R
             "TopicAuthorizationFailed",
         ])
         .await?;
-    grant(
-        kafka.administrators()?,
-        "joins",
-        &[(on("pns"), Operation::Read)],
-    )?;
+    kafka.grant("joins", &[(on("pns"), Operation::Read)])?;
     let joined = world.joined_all(20).await?;
     assert!(joined.values().all(|times| *times == 1), "{joined:?}");
     enricher.stop().await?;

@@ -4,21 +4,17 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use super::run::{Collector, Secrets, State, command};
+use super::rights::{Broker, HOST, Missing, PASSWORD, ensure_no_hole};
 use super::secure_lab::{SecureLab, written};
 use crate::enrich::{self, Enricher};
 
-const PASSWORD: &str = "a-password-of-the-quay";
 const ADMINISTRATOR: &str = "administrator";
-const HOST: &str = "quay-secure";
 
 struct Nats {
-    lab: SecureLab,
+    broker: Broker,
     conf: PathBuf,
     /// What the server's configuration has besides users.
     rest: String,
-    folder: tempfile::TempDir,
-    secrets: Secrets,
 }
 
 /// Users, each with the subjects that it may publish to. Who comes without a name may do everything.
@@ -44,20 +40,23 @@ fn start() -> anyhow::Result<Option<Nats>> {
     };
     let conf = lab.folder().join("nats/nats.conf");
     let rest = std::fs::read_to_string(&conf)?.replace(&nobody, "");
+    let bus = format!("--bus=nats://{}", lab.address("LAB_NATS")?);
     Ok(Some(Nats {
-        lab,
+        broker: Broker::new(lab, bus, folder),
         conf,
         rest,
-        folder,
-        secrets: Secrets(vec![PASSWORD.to_owned()]),
     }))
 }
 
 impl Nats {
+    fn address(&self) -> anyhow::Result<&str> {
+        self.broker.lab.address("LAB_NATS")
+    }
+
     /// Users come, go, and get other rights, as an administrator does it.
     fn allow(&self, users: &[(&str, &[String])]) -> anyhow::Result<()> {
         std::fs::write(&self.conf, self.rest.clone() + &authorization(users))?;
-        let pid = std::fs::read_to_string(self.lab.folder().join("run/nats.pid"))?;
+        let pid = std::fs::read_to_string(self.broker.lab.folder().join("run/nats.pid"))?;
         let pid = pid
             .split_whitespace()
             .next()
@@ -71,7 +70,7 @@ impl Nats {
     /// Waits until the server lets a user in as it now is.
     async fn allows(&self, user: &str, subjects: &[String]) -> anyhow::Result<()> {
         self.allow(&[(user, subjects)])?;
-        let address = self.lab.address("LAB_NATS")?.to_owned();
+        let address = self.address()?.to_owned();
         enrich::until("the server knows the user", async || {
             let options = async_nats::ConnectOptions::with_user_and_password(
                 user.to_owned(),
@@ -83,56 +82,17 @@ impl Nats {
     }
 
     fn arguments(&self, user: &str, manage: &str) -> anyhow::Result<Vec<String>> {
-        let password = written(self.folder.path(), "password", PASSWORD)?;
         Ok(vec![
-            format!("--bus=nats://{}", self.lab.address("LAB_NATS")?),
+            format!("--bus=nats://{}", self.address()?),
             format!("--nats-username={user}"),
-            format!("--nats-password-file={password}"),
+            format!("--nats-password-file={}", self.broker.password_file()?),
             format!("--topics-prefix={user}"),
             format!("--topics-manage={manage}"),
         ])
     }
 
-    fn command(
-        &self,
-        words: &[&str],
-        arguments: &[String],
-    ) -> anyhow::Result<(Option<i32>, String)> {
-        let arguments = words
-            .iter()
-            .copied()
-            .chain(arguments.iter().map(String::as_str));
-        let arguments: Vec<_> = arguments.chain(["--host-id", HOST]).collect();
-        let ended = command(&arguments, &[], &self.secrets)?;
-        // The trace of the clients is no word of ours.
-        let lines = ended
-            .said
-            .lines()
-            .filter(|line| !line.contains("TRACE") && !line.contains("DEBUG"));
-        Ok((ended.code, lines.collect::<Vec<_>>().join("\n")))
-    }
-
-    fn streams_of(&self, user: &str) -> anyhow::Result<()> {
-        let arguments = [
-            format!("--bus=nats://{}", self.lab.address("LAB_NATS")?),
-            format!("--topics-prefix={user}"),
-        ];
-        let (code, said) = self.command(&["topics", "create"], &arguments)?;
-        anyhow::ensure!(code == Some(0), "{said}");
-        Ok(())
-    }
-
-    fn collector(
-        &self,
-        arguments: &[String],
-        state: Option<State>,
-    ) -> anyhow::Result<Collector<'_>> {
-        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        Collector::start_with(&arguments, &[], &self.secrets, state)
-    }
-
     async fn jetstream(&self) -> anyhow::Result<async_nats::jetstream::Context> {
-        let client = async_nats::connect(self.lab.address("LAB_NATS")?).await?;
+        let client = async_nats::connect(self.address()?).await?;
         Ok(async_nats::jetstream::new(client))
     }
 
@@ -148,9 +108,7 @@ impl Nats {
             seqs.push(value["seq"].as_u64().context("a delta has a number")?);
         }
         anyhow::ensure!(seqs.first() == Some(&1), "{user}: {seqs:?}");
-        let is_next = |pair: &[u64]| pair[1] <= pair[0] + 1;
-        anyhow::ensure!(seqs.windows(2).all(is_next), "{user}: a hole in {seqs:?}");
-        Ok(())
+        ensure_no_hole(user, &seqs)
     }
 }
 
@@ -185,9 +143,9 @@ async fn a_collector_needs_no_more_rights_on_nats_than_are_documented() -> anyho
         let arguments = nats.arguments(user, manage)?;
         nats.allows(user, &documented(user, manage)).await?;
         if manage == "verify" {
-            nats.streams_of(user)?;
+            nats.broker.topics_of(user)?;
         }
-        let collector = nats.collector(&arguments, None)?;
+        let collector = nats.broker.collector(&arguments, None)?;
         collector.until_up()?;
         let stale = format!("$KV.{user}-records.{HOST}.stale");
         nats.jetstream()
@@ -196,10 +154,10 @@ async fn a_collector_needs_no_more_rights_on_nats_than_are_documented() -> anyho
             .await?
             .await?;
         let state = collector.finish()?;
-        let collector = nats.collector(&arguments, Some(state))?;
+        let collector = nats.broker.collector(&arguments, Some(state))?;
         collector.until_up()?;
         collector.finish()?;
-        let collector = nats.collector(&arguments, None)?;
+        let collector = nats.broker.collector(&arguments, None)?;
         collector.until_log("this host's keys were read back from the bus keys=1")?;
         let bucket = format!("KV_{user}-records");
         let stream = nats.jetstream().await?.get_stream(bucket).await?;
@@ -215,9 +173,9 @@ async fn a_collector_needs_no_more_rights_on_nats_than_are_documented() -> anyho
         );
         collector.finish()?;
 
-        let (code, said) = nats.command(&["topics", "verify"], &arguments)?;
+        let (code, said) = nats.broker.command(&["topics", "verify"], &arguments)?;
         assert_eq!(code, Some(0), "{said}");
-        let (_, said) = nats.command(&["doctor"], &arguments)?;
+        let (_, said) = nats.broker.command(&["doctor"], &arguments)?;
         assert!(said.contains("all are there and as needed"), "{said}");
         assert!(said.contains("no other collector has"), "{said}");
         assert!(
@@ -233,27 +191,15 @@ async fn a_collector_needs_no_more_rights_on_nats_than_are_documented() -> anyho
     Ok(())
 }
 
-/// A right that is left out, and who tells of it.
-struct Missing {
-    user: &'static str,
-    manage: &'static str,
-    subject: String,
-    command: Option<&'static str>,
-    is_made: bool,
-    is_later: bool,
-    doctor: bool,
+fn missing(user: &'static str, subject: &str) -> Missing<String> {
+    let text = format!(
+        "Permissions Violation for Publish to \"{}",
+        subject.trim_end_matches('>')
+    );
+    Missing::new(user, subject.to_owned(), text)
 }
 
-fn cases() -> [Missing; 5] {
-    let missing = |user, subject: &str| Missing {
-        user,
-        manage: "verify",
-        subject: subject.to_owned(),
-        command: None,
-        is_made: true,
-        is_later: false,
-        doctor: true,
-    };
+fn cases() -> [Missing<String>; 5] {
     [
         Missing {
             command: Some("verify"),
@@ -275,44 +221,30 @@ fn cases() -> [Missing; 5] {
     ]
 }
 
-async fn is_told_and_heals(nats: &Nats, case: Missing) -> anyhow::Result<()> {
+async fn is_told_and_heals(nats: &Nats, case: Missing<String>) -> anyhow::Result<()> {
     let Missing { user, manage, .. } = case;
     let arguments = nats.arguments(user, manage)?;
     let all = documented(user, manage);
-    let text = format!(
-        "Permissions Violation for Publish to \"{}",
-        case.subject.trim_end_matches('>')
-    );
     if case.is_made {
-        nats.streams_of(user)?;
+        nats.broker.topics_of(user)?;
     }
-    let mut state = None;
-    if case.is_later {
+    let state = if case.is_later {
         nats.allows(user, &all).await?;
-        let collector = nats.collector(&arguments, None)?;
-        collector.until_up()?;
-        state = Some(collector.finish()?);
-    }
-    let less: Vec<_> = all
-        .iter()
-        .filter(|one| **one != case.subject)
-        .cloned()
-        .collect();
+        Some(nats.broker.state_of(&arguments)?)
+    } else {
+        None
+    };
+    let mut less = all.clone();
+    less.retain(|subject| *subject != case.right);
     anyhow::ensure!(
         less.len() + 1 == all.len(),
         "{} is not documented",
-        case.subject
+        case.right
     );
     nats.allows(user, &less).await?;
-    if let Some(command) = case.command {
-        let (code, said) = nats.command(&["topics", command], &arguments)?;
-        anyhow::ensure!(code == Some(77) && said.contains(&text), "{code:?} {said}");
-    }
-    let (_, said) = nats.command(&["doctor"], &arguments)?;
-    let is_told = said.contains(&text);
-    anyhow::ensure!(is_told == case.doctor, "`{text}`: {said}");
-    let collector = nats.collector(&arguments, state)?;
-    collector.until_log(&text)?;
+    case.is_told_by_commands(&nats.broker, &arguments)?;
+    let collector = nats.broker.collector(&arguments, state)?;
+    collector.until_log(&case.text)?;
     nats.allows(user, &all).await?;
     if user == "returns" {
         collector.until_log("this host's keys were read back from the bus")?;
@@ -334,7 +266,7 @@ async fn a_right_that_is_missing_on_nats_is_named_and_nothing_is_lost() -> anyho
 #[tokio::test(flavor = "multi_thread")]
 async fn enrich_needs_no_more_rights_on_nats_than_are_documented() -> anyhow::Result<()> {
     let Some(nats) = start()? else { return Ok(()) };
-    let servers = vec![nats.lab.address("LAB_NATS")?.to_owned()];
+    let servers = vec![nats.address()?.to_owned()];
     let world = enrich::Nats::new(&servers).await?;
     let flat = world.topics.prefix.replace('.', "_");
     let (mappings, events) = (format!("KV_{flat}-pns"), format!("{flat}_events"));
