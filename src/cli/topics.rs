@@ -48,7 +48,7 @@ pub async fn configured(
 ///
 /// # Errors
 /// A [`Failure`] with [`EXIT_CONFIG`] for a topic or setting that a person must alter, [`super::EXIT_UNAVAILABLE`] for
-/// a bus that does not answer, [`EXIT_FAILURE`] where the output cannot be written.
+/// a bus that does not answer, [`super::EXIT_NO_PERMISSION`] where a right is missing, [`EXIT_FAILURE`] where the output cannot be written.
 pub async fn run(
     command: TopicsCommand,
     bus: impl Into<Bus>,

@@ -188,7 +188,10 @@ impl Enricher<'_> {
             );
             if is_refused {
                 let topic = self.setup.topics.topic_name(crate::model::Topic::Pns);
-                self.away(&format!("the topic `{topic}` is not read: {error}"));
+                let group = &self.setup.group;
+                self.away(&format!(
+                    "the topic `{topic}` is not read by the group `{group}`: {error}"
+                ));
             }
             tracing::debug!(%error, "the mapping topic is away");
         }
@@ -271,8 +274,10 @@ impl Enricher<'_> {
                 }
                 Some(Err(error)) => {
                     drop(flight);
-                    let input = &self.setup.input;
-                    self.away(&format!("the input `{input}` is not read: {error}"));
+                    let (input, group) = (&self.setup.input, &self.setup.group);
+                    self.away(&format!(
+                        "the input `{input}` is not read by the group `{group}`: {error}"
+                    ));
                     return;
                 }
             }

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, BATCH_BYTES_MAX, Notice, Order, Producer};
-use super::read::Reader;
+use super::read::{Reader, unreadable};
 use crate::model::Topic;
 use crate::sink::access::KafkaAccess;
 use crate::sink::reap::{CE_TYPE, READ_MAX, REAP_MAX, Reaped, is_expired};
@@ -33,7 +33,8 @@ const IN_FLIGHT_MAX: usize = 1_000;
 /// `before_ms` (unix milliseconds). Dropped midway, the reading ends within a second.
 ///
 /// # Errors
-/// [`SinkError::Unavailable`] where the cluster does not answer or does not take the tombstones.
+/// [`SinkError::Unavailable`] where the cluster does not answer or does not take the tombstones, [`SinkError::Denied`]
+/// where it does not let this user read.
 pub async fn reap(
     access: impl Into<KafkaAccess>,
     settings: &TopicSettings,
@@ -55,7 +56,7 @@ pub async fn reap(
         };
         let tried = format!("failed to read the topic `{name}`");
         let (keys, read) = match reading.await {
-            Ok(result) => result.map_err(|source| unavailable(tried, source))?,
+            Ok(result) => result.map_err(|source| unreadable(&name, tried, source))?,
             Err(source) => return Err(unavailable(tried, source)),
         };
         let tombstoned = keys.len() as u64;

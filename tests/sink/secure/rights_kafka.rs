@@ -7,7 +7,7 @@ use crate::enrich::{self, Enricher};
 use crate::kafka::kcat;
 
 const TOPICS: [&str; 4] = ["deltas", "records", "pns", "status"];
-const USERS: [&str; 8] = [
+const USERS: [&str; 10] = [
     "verifies",
     "creates",
     "joins",
@@ -15,7 +15,9 @@ const USERS: [&str; 8] = [
     "makes",
     "writes",
     "reads",
+    "groups",
     "returns",
+    "reaps",
 ];
 
 struct Kafka {
@@ -74,6 +76,14 @@ impl Kafka {
         kcat(&[self.administrators()?.to_owned()], topic).await
     }
 
+    /// Whether the key of [`put_stale_record`] has its tombstone.
+    async fn is_buried(&self, user: &str) -> anyhow::Result<Option<()>> {
+        let stale = format!("{HOST}/stale");
+        let read = self.read(&format!("{user}.records")).await?;
+        let last = read.iter().rfind(|one| one.key == stale);
+        Ok(last.filter(|last| last.payload.is_none()).map(drop))
+    }
+
     /// That all deltas of each epoch are there, from the first on.
     async fn has_all(&self, user: &str, epochs: usize) -> anyhow::Result<()> {
         let read = self.read(&format!("{user}.deltas")).await?;
@@ -109,7 +119,7 @@ fn documented(user: &str, manage: &str) -> Vec<Right> {
     rights
 }
 
-/// A key of an earlier life, as the administrator may write it.
+/// A key of an earlier life that expired long ago, as the administrator may write it.
 fn put_stale_record(server: &str, user: &str) -> anyhow::Result<()> {
     use std::io::Write as _;
     let mut kcat = std::process::Command::new("kcat")
@@ -126,7 +136,7 @@ fn put_stale_record(server: &str, user: &str) -> anyhow::Result<()> {
         .stdin(std::process::Stdio::piped())
         .spawn()?;
     if let Some(mut input) = kcat.stdin.take() {
-        writeln!(input, "{HOST}/stale|{{}}")?;
+        writeln!(input, "{HOST}/stale|{{\"expires_at_ms\":1}}")?;
     }
     anyhow::ensure!(kcat.wait()?.success(), "kcat does not write");
     Ok(())
@@ -152,12 +162,7 @@ async fn a_collector_needs_no_more_rights_on_kafka_than_are_documented() -> anyh
         // And all of the host's keys, after a lost state.
         let collector = kafka.broker.collector(&arguments, None)?;
         collector.until_log("this host's keys were read back from the bus keys=1")?;
-        let (records, stale) = (format!("{user}.records"), format!("{HOST}/stale"));
-        let is_buried = async || {
-            let read = kafka.read(&records).await?;
-            let last = read.iter().rfind(|one| one.key == stale);
-            Ok(last.filter(|last| last.payload.is_none()).map(drop))
-        };
+        let is_buried = async || kafka.is_buried(user).await;
         enrich::until("the tombstone of the earlier life's record", is_buried).await?;
         let log = collector.log()?;
         assert!(!log.contains("uthorization"), "{log}");
@@ -185,7 +190,7 @@ fn missing(user: &'static str, resource: Resource, operation: Operation) -> Miss
     Missing::new(user, (resource, operation), text)
 }
 
-fn cases() -> [Missing<Right>; 4] {
+fn cases() -> [Missing<Right>; 5] {
     [
         Missing {
             command: Some("verify"),
@@ -206,6 +211,10 @@ fn cases() -> [Missing<Right>; 4] {
         Missing {
             is_later: true,
             ..missing("reads", topic("reads", "deltas"), Operation::Read)
+        },
+        Missing {
+            is_later: true,
+            ..missing("groups", group(), Operation::Read)
         },
     ]
 }
@@ -266,6 +275,28 @@ async fn a_read_back_that_is_refused_on_kafka_is_told_and_made_later() -> anyhow
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reap_needs_no_more_rights_on_kafka_than_are_documented() -> anyhow::Result<()> {
+    let Some(kafka) = start()? else { return Ok(()) };
+    let user = "reaps";
+    let arguments = kafka.arguments(user, "verify")?;
+    let on = |name| [Operation::Read, Operation::Write].map(|may| (topic(user, name), may));
+    kafka.grant(user, &["records", "pns", "status"].map(on).concat())?;
+    // Who sees the topics sees the rights that were granted before.
+    kafka.broker.topics_of(user)?;
+    put_stale_record(kafka.administrators()?, user)?;
+    let reap = || kafka.broker.command(&["topics", "reap"], &arguments);
+    let (code, said) = reap()?;
+    assert_eq!(code, Some(77), "{said}");
+    let text = "does not let this user do Read on the group `quaymaster-read`";
+    assert!(said.contains(text), "{said}");
+    kafka.grant(user, &[(group(), Operation::Read)])?;
+    let is_let = async || Ok((reap()?.0 == Some(0)).then_some(()));
+    enrich::until("it reads all topics", is_let).await?;
+    assert_eq!(kafka.is_buried(user).await?, Some(()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn enrich_needs_no_more_rights_on_kafka_than_are_documented() -> anyhow::Result<()> {
     let Some(kafka) = start()? else { return Ok(()) };
     let servers = vec![kafka.administrators()?.to_owned()];
@@ -277,10 +308,9 @@ async fn enrich_needs_no_more_rights_on_kafka_than_are_documented() -> anyhow::R
         (on("pns"), Operation::DescribeConfigs),
         (on("out"), Operation::Write),
         (on("out"), Operation::Create),
-        (Resource::Group(format!("{prefix}.in")), Operation::Read),
     ];
     kafka.grant("joins", &rights)?;
-    // The mappings may be described, and not read.
+    // The mappings may be described, and not read; nor may the group.
     let describe = (on("pns"), Operation::Describe);
     kafka.grant("joins", &[describe])?;
     for inode in enrich::INODES {
@@ -291,13 +321,13 @@ async fn enrich_needs_no_more_rights_on_kafka_than_are_documented() -> anyhow::R
     let bus = login[0].trim_start_matches("--bus=").to_owned();
     let login: Vec<_> = login[1..4].iter().map(String::as_str).collect();
     let mut enricher = Enricher::start(&bus, &world.topics, &world.arguments(&login))?;
-    enricher
-        .says(&[
-            &format!("`{prefix}.pns` is not read"),
-            "TopicAuthorizationFailed",
-        ])
-        .await?;
-    kafka.grant("joins", &[(on("pns"), Operation::Read)])?;
+    let unread = format!("`{prefix}.pns` is not read by the group `{prefix}.in`");
+    for code in ["GroupAuthorizationFailed", "TopicAuthorizationFailed"] {
+        enricher.says(&[&unread, code]).await?;
+    }
+    let group = Resource::Group(format!("{prefix}.in"));
+    let late = [(on("pns"), Operation::Read), (group, Operation::Read)];
+    kafka.grant("joins", &late)?;
     let joined = world.joined_all(20).await?;
     assert!(joined.values().all(|times| *times == 1), "{joined:?}");
     enricher.stop().await?;
