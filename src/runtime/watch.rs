@@ -1,10 +1,15 @@
-//! Watches one endpoint: connects, subscribes, then lists; answers the reconciler's requests; reconnects.
+//! Watches one endpoint: connects, subscribes, then lists; hands the reconciler's requests to tasks; reconnects.
 //!
 //! A session goes `connect → subscribe → SourceUp → (a list; then events, lists, inspects) → SourceDown`, and starts
 //! again after a wait that grows. The stream is read at all times: what does not fit into the collector's queue is
 //! dropped, counted, and told as a [`Observation::StreamGap`] as soon as there is room.
+//!
+//! Here are the session and its stream; [`job`] answers one request, and [`init_process`] finds out whether a process is
+//! the container's.
 
-use std::collections::BTreeSet;
+mod init_process;
+mod job;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,28 +19,19 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{Endpoint, EventStream, Inspection, Options, RuntimeClient, RuntimeError, RuntimeInfo};
+pub(super) use self::init_process::names_other;
+use self::job::Job;
+use super::{Endpoint, EventStream, Options, RuntimeClient, RuntimeError, RuntimeInfo};
 use crate::backoff::Backoff;
 use crate::collector::ObservationSender;
 use crate::model::message::RuntimeSource;
-use crate::model::{Container, ContainerId, ContainerKind, RuntimeEvent, SourceId, State};
+use crate::model::{ContainerId, ContainerKind, RuntimeEvent, SourceId};
 use crate::procfs::{FirstLook, ProcessTable};
-use crate::reconcile::{FdToken, InspectOutcome, ListOutcome, Observation, ProcessReading};
+use crate::reconcile::Observation;
 use crate::telemetry;
 
 /// Inspects that are under way at one runtime at once: never one after another, never all at once.
 const INSPECTS_MAX: usize = 8;
-/// From how many containers on sketches are worth a look at all processes.
-const SKETCHES_MIN: usize = 8;
-/// Waits between looks at a container whose process is another's by its cgroup. dockerd and containerd notice the end of a
-/// process within some 10 ms, and later on a machine that is busy.
-const NOTICING_WAITS: [Duration; 3] = [
-    Duration::from_millis(50),
-    Duration::from_millis(200),
-    Duration::from_millis(750),
-];
-/// Hex digits in an id of Docker and CRI.
-const ID_DIGITS: usize = 64;
 /// How often a quiet connection is asked for a sign of life.
 const IDLE_CHECK: Duration = Duration::from_secs(10);
 /// How often a runtime without a stream is listed.
@@ -427,330 +423,6 @@ impl Watcher {
                 tasks.spawn(job.sketch(wanted, look, Arc::clone(inspects)));
             }
         }
-    }
-}
-
-/// One request that is under way.
-#[derive(Clone)]
-struct Job {
-    source: SourceId,
-    client: Arc<dyn RuntimeClient>,
-    context: WatchContext,
-    figures: Arc<EndpointFigures>,
-    error: watch::Sender<String>,
-}
-
-impl Job {
-    async fn list(self) -> Result<(), RuntimeError> {
-        let began = Observation::ListBegan {
-            source: self.source.clone(),
-        };
-        // A closed queue means that the collector ends, and this task with it.
-        self.context.observations.send(began).await;
-        self.figures.calls.fetch_add(1, Ordering::Relaxed);
-        let listed = self.client.list().await;
-        let (outcome, result) = match listed {
-            Ok(listing) if listing.skipped == 0 => {
-                self.figures
-                    .last_resync_ms
-                    .store(now_ms(), Ordering::Relaxed);
-                (ListOutcome::Complete(listing.rows), Ok(()))
-            }
-            Ok(listing) => {
-                tracing::warn!(
-                    source = %self.source,
-                    skipped = listing.skipped,
-                    "some rows of the list cannot be understood; nothing is deleted by it"
-                );
-                (ListOutcome::Partial(listing.rows), Ok(()))
-            }
-            Err(error) => {
-                self.figures.failed_lists.fetch_add(1, Ordering::Relaxed);
-                (ListOutcome::Failed, Err(error))
-            }
-        };
-        let result = self.tell_too_long(result);
-        let done = Observation::ListDone {
-            source: self.source,
-            outcome,
-        };
-        self.context.observations.send(done).await;
-        result
-    }
-
-    /// A list that is too long is none, and nothing is wrong with the connection: the stream goes on. Any other error is the
-    /// session's end.
-    fn tell_too_long(&self, result: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
-        let source = &self.source;
-        match result {
-            Err(error @ RuntimeError::TooLong { .. }) => {
-                let error = telemetry::chain(&error);
-                if self.error.send_replace(error.clone()) == error {
-                    tracing::debug!(%source, %error, "the runtime's list is still too long");
-                } else {
-                    tracing::error!(
-                        %source,
-                        %error,
-                        "the runtime's list is too long; only what its events tell is followed"
-                    );
-                }
-                Ok(())
-            }
-            Err(error) => Err(error),
-            Ok(()) => {
-                if !self.error.send_replace(String::new()).is_empty() {
-                    tracing::info!(%source, "the runtime's list is taken again");
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// Sketches the containers whose list rows and processes tell enough, and inspects the others.
-    async fn sketch(
-        self,
-        mut wanted: Vec<(ContainerId, ContainerKind)>,
-        look: Arc<FirstLook>,
-        inspects: Arc<Semaphore>,
-    ) {
-        if wanted.len() >= SKETCHES_MIN {
-            let ids = wanted.iter().map(|(id, _)| id.clone()).collect();
-            let told = self.tell_sketches(self.client.sketch(&ids), look).await;
-            wanted.retain(|(id, _)| !told.contains(id));
-        }
-        let asking = wanted.into_iter().map(|(id, kind)| {
-            let (job, inspects) = (self.clone(), Arc::clone(&inspects));
-            async move {
-                let _permit = inspects.acquire().await;
-                job.inspect(id, kind).await;
-            }
-        });
-        futures::stream::iter(asking)
-            .buffer_unordered(INSPECTS_MAX)
-            .collect::<()>()
-            .await;
-    }
-
-    /// Tells the sketches whose init process is plain to see; gives the ids of those.
-    async fn tell_sketches(
-        &self,
-        sketches: Vec<Container>,
-        look: Arc<FirstLook>,
-    ) -> BTreeSet<ContainerId> {
-        let mut told = BTreeSet::new();
-        let ids: BTreeSet<_> = sketches.iter().map(|sketch| sketch.id.clone()).collect();
-        if ids.is_empty() {
-            return told;
-        }
-        let uid = self.client.info().peer_uid;
-        let finding = tokio::task::spawn_blocking(move || look.take(&ids, uid));
-        let Ok(mut inits) = finding.await else {
-            return told;
-        };
-        for mut container in sketches {
-            let Some(process) = inits.take(&container.id) else {
-                continue;
-            };
-            container.pid = Some(process.pid);
-            let fd = Unowned(&self.context.processes, process.fd);
-            let sketched = Observation::Inspected {
-                source: self.source.clone(),
-                id: container.id.clone(),
-                outcome: InspectOutcome::Sketched {
-                    process: ProcessReading::Alive(Box::new(process)),
-                    container: Box::new(container),
-                },
-            };
-            if let Observation::Inspected { id, .. } = &sketched {
-                told.insert(id.clone());
-            }
-            if !self.context.observations.send(sketched).await {
-                break;
-            }
-            fd.hand_over();
-        }
-        told
-    }
-
-    async fn inspect(self, id: ContainerId, kind: ContainerKind) {
-        let outcome = match self.look(&id, kind).await {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                tracing::warn!(
-                    source = %self.source,
-                    %id,
-                    error = telemetry::chain(&error),
-                    "inspect failed; it is asked again"
-                );
-                InspectOutcome::Failed
-            }
-        };
-        let fd = self.unowned(match &outcome {
-            InspectOutcome::Found { process, .. } => process.as_ref(),
-            InspectOutcome::Sketched { process, .. } => Some(process),
-            InspectOutcome::Gone | InspectOutcome::Failed => None,
-        });
-        let inspected = Observation::Inspected {
-            source: self.source.clone(),
-            id,
-            outcome,
-        };
-        if self.context.observations.send(inspected).await {
-            fd.hand_over();
-        }
-    }
-
-    async fn look(
-        &self,
-        id: &ContainerId,
-        kind: ContainerKind,
-    ) -> Result<InspectOutcome, RuntimeError> {
-        self.figures.calls.fetch_add(1, Ordering::Relaxed);
-        let container = match self.client.inspect(id, kind).await? {
-            Inspection::Found(container) => container,
-            Inspection::Gone => return Ok(InspectOutcome::Gone),
-        };
-        let Some(pid) = live_pid(&container) else {
-            return Ok(InspectOutcome::Found {
-                container,
-                process: None,
-            });
-        };
-        let reading = self.read(pid);
-        if names_container(&reading, id) {
-            return Ok(InspectOutcome::Found {
-                container,
-                process: Some(reading),
-            });
-        }
-        if names_other(&reading, id) {
-            drop(self.unowned(Some(&reading)));
-            return self.look_until_noticed(id, kind, pid).await;
-        }
-        self.look_again(id, kind, pid, reading).await
-    }
-
-    /// Reads a process. What a runtime of another user names must be a process of that user's: it could name any.
-    fn read(&self, pid: u32) -> ProcessReading {
-        let uid = self.client.info().peer_uid;
-        self.context.processes.read_of_user(pid, uid)
-    }
-
-    /// The process is another container's by its cgroup: the pid was given away, and the runtime has not noticed yet; or
-    /// several containers do have one process (gVisor), and then it still says so after all waits.
-    async fn look_until_noticed(
-        &self,
-        id: &ContainerId,
-        kind: ContainerKind,
-        pid: u32,
-    ) -> Result<InspectOutcome, RuntimeError> {
-        for wait in NOTICING_WAITS {
-            tokio::time::sleep(wait).await;
-            self.figures.calls.fetch_add(1, Ordering::Relaxed);
-            let container = match self.client.inspect(id, kind).await? {
-                Inspection::Found(container) => container,
-                Inspection::Gone => return Ok(InspectOutcome::Gone),
-            };
-            let found = live_pid(&container);
-            if found != Some(pid) || wait == NOTICING_WAITS[NOTICING_WAITS.len() - 1] {
-                let process = found.map(|pid| self.read(pid));
-                return Ok(InspectOutcome::Found { container, process });
-            }
-        }
-        Ok(InspectOutcome::Failed)
-    }
-
-    /// The fd in a reading, to be let go where this task ends midway.
-    fn unowned(&self, reading: Option<&ProcessReading>) -> Unowned<'_> {
-        let fd = match reading {
-            Some(ProcessReading::Alive(process)) => process.fd,
-            Some(ProcessReading::Dead | ProcessReading::Denied) | None => None,
-        };
-        Unowned(&self.context.processes, fd)
-    }
-
-    /// The process's cgroup does not name the container: a second inspect must agree on the pid.
-    async fn look_again(
-        &self,
-        id: &ContainerId,
-        kind: ContainerKind,
-        pid: u32,
-        reading: ProcessReading,
-    ) -> Result<InspectOutcome, RuntimeError> {
-        self.figures.calls.fetch_add(1, Ordering::Relaxed);
-        let fd = self.unowned(Some(&reading));
-        let second = self.client.inspect(id, kind).await;
-        let agreed = match &second {
-            Ok(Inspection::Found(container)) => live_pid(container) == Some(pid),
-            Ok(Inspection::Gone) | Err(_) => false,
-        };
-        let process = if agreed {
-            fd.hand_over();
-            Some(reading)
-        } else {
-            drop(fd);
-            None
-        };
-        match second? {
-            Inspection::Found(container) => Ok(InspectOutcome::Found {
-                process: process.or_else(|| live_pid(&container).map(|pid| self.read(pid))),
-                container,
-            }),
-            Inspection::Gone => Ok(InspectOutcome::Gone),
-        }
-    }
-}
-
-/// The fd on a namespace that a task has read and nobody owns yet: dropped, it is closed. A session's tasks end with it
-/// wherever they wait.
-struct Unowned<'a>(&'a ProcessTable, Option<FdToken>);
-
-impl Unowned<'_> {
-    /// The collector has it now, or whoever the reading goes to.
-    fn hand_over(mut self) {
-        self.1 = None;
-    }
-}
-
-impl Drop for Unowned<'_> {
-    fn drop(&mut self) {
-        if let Some(fd) = self.1 {
-            self.0.fds().release(fd);
-        }
-    }
-}
-
-/// The pid, where the state says that such a process lives. One that is created and has a pid is about to start: CRI-O
-/// and Podman have made its process by then, and it waits.
-fn live_pid(container: &Container) -> Option<u32> {
-    match container.state {
-        State::Created | State::Running | State::Paused | State::Unknown => container.pid,
-        State::Restarting | State::Removing | State::Exited | State::Dead => None,
-    }
-}
-
-fn names_container(reading: &ProcessReading, id: &ContainerId) -> bool {
-    match reading {
-        ProcessReading::Alive(process) => process.cgroup.contains(id_within(id)),
-        ProcessReading::Dead | ProcessReading::Denied => true,
-    }
-}
-
-/// A container's id within its runtime: without the namespace of containerd that a key may begin with.
-fn id_within(id: &ContainerId) -> &str {
-    let key = id.as_str();
-    key.split_once(':').map_or(key, |(_, id)| id)
-}
-
-/// Whether the cgroup names some other container: a runtime's ids are 64 hex digits.
-pub(super) fn names_other(reading: &ProcessReading, id: &ContainerId) -> bool {
-    let is_id = |word: &str| word.len() == ID_DIGITS && word != id_within(id);
-    match reading {
-        ProcessReading::Alive(process) => process
-            .cgroup
-            .split(|c: char| !c.is_ascii_hexdigit())
-            .any(is_id),
-        ProcessReading::Dead | ProcessReading::Denied => false,
     }
 }
 

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use futures::stream;
+use futures::future::{self, BoxFuture};
+use futures::{FutureExt as _, stream};
 
 use super::*;
 use crate::collector::Input;
-use crate::model::{EventKind, RuntimeType};
-use crate::runtime::{ExecOutput, ExecStatus, Listing};
+use crate::model::{Container, EventKind, RuntimeType, State};
+use crate::runtime::{ExecOutput, ExecStatus, Inspection, Listing};
 
 /// More events than anything between a runtime and the collector holds.
 const EVENTS: u64 = 20_000;
@@ -16,13 +17,36 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Sessions that end midway.
 const SESSIONS: usize = 200;
 
-/// A runtime of which nobody wants anything but its stream.
-struct Quiet(RuntimeInfo);
+type Inspecting = BoxFuture<'static, Result<Inspection, RuntimeError>>;
+
+/// A runtime without containers and events of its own; what it says to an inspect is the test's.
+struct Fake {
+    info: RuntimeInfo,
+    inspect: Box<dyn Fn(ContainerId) -> Inspecting + Send + Sync>,
+}
+
+impl Fake {
+    fn at(
+        endpoint: &Endpoint,
+        inspect: impl Fn(ContainerId) -> Inspecting + Send + Sync + 'static,
+    ) -> Arc<dyn RuntimeClient> {
+        Arc::new(Self {
+            info: RuntimeInfo {
+                endpoint: endpoint.clone(),
+                name: "docker".into(),
+                version: "1".into(),
+                peer_uid: 0,
+                socket: (0, 0),
+            },
+            inspect: Box::new(inspect),
+        })
+    }
+}
 
 #[async_trait]
-impl RuntimeClient for Quiet {
+impl RuntimeClient for Fake {
     fn info(&self) -> &RuntimeInfo {
-        &self.0
+        &self.info
     }
 
     async fn ping(&self) -> Result<(), RuntimeError> {
@@ -35,86 +59,10 @@ impl RuntimeClient for Quiet {
 
     async fn inspect(
         &self,
-        _id: &ContainerId,
-        _kind: ContainerKind,
-    ) -> Result<Inspection, RuntimeError> {
-        Ok(Inspection::Gone)
-    }
-
-    async fn subscribe(&self) -> Result<EventStream, RuntimeError> {
-        Ok(stream::pending().boxed())
-    }
-
-    async fn exec(
-        &self,
-        _id: &ContainerId,
-        _command: &[String],
-        _timeout: Option<Duration>,
-        _output: &mut dyn ExecOutput,
-    ) -> Result<ExecStatus, RuntimeError> {
-        Ok(ExecStatus { exit_code: 0 })
-    }
-
-    async fn close(&self) {}
-}
-
-/// A runtime whose containers all have one process. It answers so many inspects, and no further one.
-struct Naming {
-    info: RuntimeInfo,
-    answers: AtomicU64,
-    asked: mpsc::UnboundedSender<()>,
-}
-
-#[async_trait]
-impl RuntimeClient for Naming {
-    fn info(&self) -> &RuntimeInfo {
-        &self.info
-    }
-
-    async fn ping(&self) -> Result<(), RuntimeError> {
-        Ok(())
-    }
-
-    async fn list(&self) -> Result<Listing, RuntimeError> {
-        std::future::pending().await
-    }
-
-    async fn inspect(
-        &self,
         id: &ContainerId,
         _kind: ContainerKind,
     ) -> Result<Inspection, RuntimeError> {
-        let left = self.answers.load(Ordering::Relaxed);
-        self.answers
-            .store(left.saturating_sub(1), Ordering::Relaxed);
-        self.asked.send(()).expect("the test waits for it");
-        if left == 0 {
-            return std::future::pending().await;
-        }
-        Ok(Inspection::Found(Box::new(Container {
-            id: id.clone(),
-            name: "a".to_owned(),
-            kind: ContainerKind::Container,
-            runtime: RuntimeType::Docker,
-            runtime_name: "docker".into(),
-            runtime_version: "1".into(),
-            state: State::Running,
-            image_id: String::new(),
-            image_name: String::new(),
-            image_digest: String::new(),
-            pid: Some(FAKE_PID),
-            created_at_ns: 1,
-            started_at_ns: Some(1),
-            finished_at_ns: None,
-            exit_code: None,
-            oom_killed: None,
-            restart_count: None,
-            pod: None,
-            pid_mode: String::new(),
-            privileged: None,
-            reason: String::new(),
-            labels: std::collections::BTreeMap::new(),
-        })))
+        (self.inspect)(id.clone()).await
     }
 
     async fn subscribe(&self) -> Result<EventStream, RuntimeError> {
@@ -132,6 +80,52 @@ impl RuntimeClient for Naming {
     }
 
     async fn close(&self) {}
+}
+
+/// A container that runs, with the one process that there is.
+fn running(id: ContainerId) -> Container {
+    Container {
+        id,
+        name: "a".to_owned(),
+        kind: ContainerKind::Container,
+        runtime: RuntimeType::Docker,
+        runtime_name: "docker".into(),
+        runtime_version: "1".into(),
+        state: State::Running,
+        image_id: String::new(),
+        image_name: String::new(),
+        image_digest: String::new(),
+        pid: Some(FAKE_PID),
+        created_at_ns: 1,
+        started_at_ns: Some(1),
+        finished_at_ns: None,
+        exit_code: None,
+        oom_killed: None,
+        restart_count: None,
+        pod: None,
+        pid_mode: String::new(),
+        privileged: None,
+        reason: String::new(),
+        labels: std::collections::BTreeMap::new(),
+    }
+}
+
+/// Answers so many inspects, and no further one; each is told before it is answered.
+fn answering(
+    answers: u64,
+    asked: mpsc::UnboundedSender<()>,
+) -> impl Fn(ContainerId) -> Inspecting + Send + Sync {
+    let left = AtomicU64::new(answers);
+    move |id| {
+        asked.send(()).expect("the test waits for it");
+        let left = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+            left.checked_sub(1)
+        });
+        match left {
+            Ok(_) => future::ready(Ok(Inspection::Found(Box::new(running(id))))).boxed(),
+            Err(_) => future::pending().boxed(),
+        }
+    }
 }
 
 /// The one process of [`fake_processes`].
@@ -196,13 +190,9 @@ async fn a_stream_is_read_while_the_queue_has_no_room_even_for_its_beginning() {
         .expect("there is room for one");
     let watcher = watcher(inputs);
     let (stop, figures) = (watcher.context.stop.clone(), Arc::clone(&watcher.figures));
-    let client: Arc<dyn RuntimeClient> = Arc::new(Quiet(RuntimeInfo {
-        endpoint: watcher.endpoint.clone(),
-        name: "docker".into(),
-        version: "1".into(),
-        peer_uid: 0,
-        socket: (0, 0),
-    }));
+    let client = Fake::at(&watcher.endpoint, |_| {
+        future::ready(Ok(Inspection::Gone)).boxed()
+    });
     let up = Observation::SourceUp {
         source: watcher.source.clone(),
         runtime: RuntimeSource {
@@ -259,17 +249,7 @@ async fn held_after_sessions(cgroup: &str, answers: u64, asks: usize) -> usize {
         let mut watcher = watcher(inputs);
         watcher.context.processes = Arc::clone(&processes);
         let (asked_tx, mut asked) = mpsc::unbounded_channel();
-        let client: Arc<dyn RuntimeClient> = Arc::new(Naming {
-            info: RuntimeInfo {
-                endpoint: watcher.endpoint.clone(),
-                name: "docker".into(),
-                version: "1".into(),
-                peer_uid: 0,
-                socket: (0, 0),
-            },
-            answers: AtomicU64::new(answers),
-            asked: asked_tx,
-        });
+        let client = Fake::at(&watcher.endpoint, answering(answers, asked_tx));
         let (failed, _) = mpsc::channel(1);
         let mut tasks = JoinSet::new();
         let request = Request::Inspect {
