@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -10,10 +11,13 @@ use quaymaster::model::Topic;
 use quaymaster::sink::TopicSettings;
 use quaymaster::sink::kafka::topics::Admin;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{
+    BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer,
+};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -164,10 +168,37 @@ pub(crate) fn large_event(inode: u64, number: usize, bytes: usize) -> String {
     text
 }
 
+/// What has come of the events that were handed over.
+#[derive(Default)]
+struct Deliveries {
+    failure: Mutex<Option<KafkaError>>,
+}
+
+impl Deliveries {
+    fn check(&self) -> anyhow::Result<()> {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        ensure!(failure.is_none(), "not delivered: {failure:?}");
+        Ok(())
+    }
+}
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+            failure.get_or_insert_with(|| error.clone());
+        }
+    }
+}
+
 pub(crate) struct Kafka {
     servers: Vec<String>,
     pub(crate) topics: TopicSettings,
-    producer: ThreadedProducer<DefaultProducerContext>,
+    producer: ThreadedProducer<Deliveries>,
     input: String,
     output: String,
 }
@@ -193,7 +224,7 @@ impl Kafka {
             // Each event once, also where the broker is killed.
             .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")
-            .create()?;
+            .create_with_context(Deliveries::default())?;
         Ok(Self {
             servers: servers.to_vec(),
             topics,
@@ -239,7 +270,7 @@ impl Kafka {
             ensure!(Instant::now() < deadline, "not delivered within {WAIT:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        Ok(())
+        self.producer.context().check()
     }
 
     pub(crate) async fn map(&self, inode: u64) -> anyhow::Result<()> {
@@ -282,11 +313,16 @@ impl Kafka {
     }
 
     pub(crate) async fn joined_all(&self, total: usize) -> anyhow::Result<BTreeMap<u64, usize>> {
-        until("all events are in the output", async || {
+        let mut missing = Vec::new();
+        let all = until("all events are in the output", async || {
             let numbers = self.joined().await?;
+            missing = (0..total as u64)
+                .filter(|number| !numbers.contains_key(number))
+                .collect();
             Ok((numbers.len() == total).then_some(numbers))
         })
-        .await
+        .await;
+        all.with_context(|| format!("missing: {missing:?}, committed: {:?}", self.committed()))
     }
 
     /// How many offsets of the input the group has committed.

@@ -6,6 +6,7 @@ mod admin;
 mod drive;
 mod enrich;
 mod enrich_faults;
+mod fenced;
 mod kafka;
 mod kafka_faults;
 mod lab;

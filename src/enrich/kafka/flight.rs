@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::offsets::{Mark, Offsets};
 use crate::enrich::Spliced;
 use crate::sink::Position;
-use crate::sink::kafka::{BATCH_BYTES_MIN, Class, Notice, Producer, classify};
+use crate::sink::kafka::{BATCH_BYTES_MIN, Class, FORSAKEN, Notice, Producer, classify};
 
 /// Most messages under way.
 pub(super) const IN_FLIGHT_MAX: usize = 50_000;
@@ -270,6 +270,7 @@ impl Flight {
         while let Ok(notice) = self.notices.try_recv() {
             match notice {
                 Notice::Delivered { ticket, result } => self.delivered(ticket, result),
+                Notice::Forsaken => self.fail(Failure::Bus(FORSAKEN.to_owned())),
                 // What matters of it comes as deliveries too; a fatal one may leave none.
                 Notice::Client { .. } => {
                     if let Some((_, reason)) = self.producer.client().fatal_error() {

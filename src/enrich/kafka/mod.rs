@@ -30,7 +30,9 @@ use super::shell::stats::{Phase, Stats};
 use super::shell::{Clock, DRAIN_GRACE, LOG_INTERVAL, SWEEP_INTERVAL, Setup, TELL_INTERVAL};
 use crate::backoff::Backoff;
 use crate::sink::access::{FileError, KafkaAccess};
-use crate::sink::kafka::{BATCH_BYTES_MAX, BATCH_BYTES_MIN, Order, base_config, open_producer};
+use crate::sink::kafka::{
+    BATCH_BYTES_MAX, BATCH_BYTES_MIN, FORSAKEN, Order, base_config, open_producer, set_statistics,
+};
 
 /// Messages of either topic that are taken before the other one has its turn.
 const TURN_MAX: usize = 500;
@@ -120,6 +122,12 @@ pub fn run(
         if stop.is_cancelled() {
             return Ok(());
         }
+        if table.is_forsaken() {
+            let Some(again) = enricher.fill() else {
+                return Ok(());
+            };
+            table = again;
+        }
     }
 }
 
@@ -141,23 +149,15 @@ impl Enricher<'_> {
     fn fill(&mut self) -> Option<TableReader> {
         self.stats.tell(|figures| figures.phase = Phase::Filling);
         let began = Instant::now();
-        let mut backoff = Backoff::new(RESTART_WAIT.0, RESTART_WAIT.1);
         let topic = self.setup.topics.topic_name(crate::model::Topic::Pns);
-        let mut reader = loop {
-            let setup = self.setup;
-            match TableReader::open(self.access, &setup.client_id, &setup.group, &topic) {
-                Ok(reader) => break reader,
-                Err(error) => self.away(&format!("the topic `{topic}` cannot be read: {error}")),
-            }
-            self.rest(backoff.next_wait());
-            if self.stop.is_cancelled() {
-                return None;
-            }
-        };
+        let mut reader = self.open_table(&topic)?;
         let mut done = Vec::new();
         while !reader.is_filled() {
             if self.stop.is_cancelled() {
                 return None;
+            }
+            if reader.is_forsaken() {
+                reader = self.open_table(&topic)?;
             }
             self.follow(&mut reader, FILL_WAIT, &mut done);
             self.tell();
@@ -167,6 +167,22 @@ impl Enricher<'_> {
         tracing::info!(topic, mappings, filled_ms, "the table is filled");
         self.stats.tell(|figures| figures.filled_ms = filled_ms);
         Some(reader)
+    }
+
+    /// Begins to read the mapping topic, as soon as that can be done. `None` where it was stopped meanwhile.
+    fn open_table(&self, topic: &str) -> Option<TableReader> {
+        let mut backoff = Backoff::new(RESTART_WAIT.0, RESTART_WAIT.1);
+        let setup = self.setup;
+        loop {
+            match TableReader::open(self.access, &setup.client_id, &setup.group, topic) {
+                Ok(reader) => return Some(reader),
+                Err(error) => self.away(&format!("the topic `{topic}` cannot be read: {error}")),
+            }
+            self.rest(backoff.next_wait());
+            if self.stop.is_cancelled() {
+                return None;
+            }
+        }
     }
 
     fn follow(
@@ -216,6 +232,10 @@ impl Enricher<'_> {
                 drain_until = Some(Instant::now() + grace + DRAIN_GRACE);
             }
             self.follow(table, Duration::ZERO, &mut done);
+            if table.is_forsaken() || session.consumer.context().is_forsaken() {
+                self.tell_session(&session);
+                return Err(Failure::Bus(FORSAKEN.to_owned()));
+            }
             let is_stuck = self.held.is_some();
             let is_closed = is_stopping || is_stuck || session.flight().is_full();
             session.close_intake(is_closed).map_err(broken)?;
@@ -454,8 +474,8 @@ impl Session {
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", SESSION_TIMEOUT_MS)
             .set("heartbeat.interval.ms", "2000")
-            .set("topic.metadata.refresh.interval.ms", "10000")
-            .set("statistics.interval.ms", "2000");
+            .set("topic.metadata.refresh.interval.ms", "10000");
+        set_statistics(&mut config);
         let consumer: BaseConsumer<Watch> =
             config.create_with_context(Watch::of(Arc::clone(&flight)))?;
         consumer.subscribe(&[&setup.input])?;

@@ -12,7 +12,7 @@ use super::unusable;
 use super::watch::Watch;
 use crate::enrich::table::TableKey;
 use crate::sink::access::KafkaAccess;
-use crate::sink::kafka::base_config;
+use crate::sink::kafka::{base_config, set_statistics};
 
 /// Time for the topic's metadata.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,6 +43,7 @@ impl TableReader {
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "earliest");
+        set_statistics(&mut config);
         let consumer: BaseConsumer<Watch> = config.create_with_context(Watch::default())?;
         let metadata = consumer.fetch_metadata(Some(topic), METADATA_TIMEOUT)?;
         let mut open = BTreeSet::new();
@@ -69,6 +70,11 @@ impl TableReader {
     /// Whether everything that was there at the beginning has been read.
     pub(super) fn is_filled(&self) -> bool {
         self.open.is_empty()
+    }
+
+    /// Whether it will read nothing more, and another one is to begin anew.
+    pub(super) fn is_forsaken(&self) -> bool {
+        self.consumer.context().is_forsaken()
     }
 
     /// Hands over at most `most` messages, waiting for the first one for `patience`. How many there were.

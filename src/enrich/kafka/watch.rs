@@ -1,7 +1,7 @@
 //! What librdkafka's consumers tell: log lines, the lag, and that partitions come and go.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::flight::Flight;
-use crate::sink::kafka::LogLimit;
+use crate::sink::kafka::{LogLimit, knows_no_broker};
 
 /// How long a partition that is taken away may wait for what is under way: its new owner waits meanwhile.
 const HAND_OVER_GRACE: Duration = Duration::from_secs(3);
@@ -27,6 +27,8 @@ pub(super) struct Watch {
     log: LogLimit,
     /// Messages of the input that are not committed, of this member's partitions; -1 where it is not known yet.
     lag: AtomicI64,
+    /// Whether the consumer knows no broker any more.
+    is_forsaken: AtomicBool,
     /// What is under way, of the consumer that shares partitions.
     flight: Option<Arc<Mutex<Flight>>>,
 }
@@ -34,10 +36,15 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn of(flight: Arc<Mutex<Flight>>) -> Self {
         Self {
-            log: LogLimit::default(),
             lag: AtomicI64::new(-1),
             flight: Some(flight),
+            ..Self::default()
         }
+    }
+
+    /// Whether its consumer will hear of no broker again, and another one is to be made.
+    pub(super) fn is_forsaken(&self) -> bool {
+        self.is_forsaken.load(Ordering::Relaxed)
     }
 
     pub(super) fn lag(&self) -> Option<u64> {
@@ -60,6 +67,9 @@ impl ClientContext for Watch {
     }
 
     fn stats(&self, statistics: Statistics) {
+        if knows_no_broker(&statistics) {
+            self.is_forsaken.store(true, Ordering::Relaxed);
+        }
         let partitions = statistics.topics.values();
         let lag = partitions
             .flat_map(|topic| topic.partitions.values())

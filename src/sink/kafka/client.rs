@@ -9,6 +9,7 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogL
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Message as _};
 use rdkafka::producer::{ProducerContext, ThreadedProducer};
+use rdkafka::statistics::Statistics;
 use tokio::sync::mpsc;
 
 use crate::sink::Position;
@@ -29,6 +30,9 @@ pub(crate) const BATCH_BYTES_MIN: u32 = 16 * 1024;
 /// Largest batch, in bytes: librdkafka's own default, below the 1 MiB that brokers take by default.
 pub(crate) const BATCH_BYTES_MAX: u32 = 1_000_000;
 
+/// How often a client counts its brokers, in milliseconds.
+const STATISTICS_INTERVAL_MS: &str = "2000";
+
 /// What librdkafka's threads tell the sender.
 #[derive(Debug)]
 pub(crate) enum Notice {
@@ -42,7 +46,12 @@ pub(crate) enum Notice {
         code: Option<RDKafkaErrorCode>,
         reason: String,
     },
+    /// The client knows no broker any more, and will reach none: see [`knows_no_broker`].
+    Forsaken,
 }
+
+/// What is said of a client that knows no broker any more.
+pub(crate) const FORSAKEN: &str = "the cluster named none of its brokers";
 
 pub(crate) type Producer = ThreadedProducer<Context>;
 
@@ -108,6 +117,19 @@ fn set_tls(config: &mut ClientConfig, tls: &Tls) -> Result<(), FileError> {
     Ok(())
 }
 
+/// Lets a client tell its statistics, by which [`knows_no_broker`] judges.
+pub(crate) fn set_statistics(config: &mut ClientConfig) {
+    config.set("statistics.interval.ms", STATISTICS_INTERVAL_MS);
+}
+
+/// Whether a client has let go of all its brokers. A cluster whose only broker is fenced (it was just started, or its
+/// heartbeats came too late) names topics and no broker; librdkafka then forgets all that it knew, those that it was
+/// given too, and where it loses a race never connects again (confluentinc/librdkafka#5301, #5606). Another client does.
+pub(crate) fn knows_no_broker(statistics: &Statistics) -> bool {
+    let mut brokers = statistics.brokers.values();
+    !brokers.any(|broker| matches!(broker.source.as_str(), "configured" | "learned"))
+}
+
 /// What a producer does when the broker refuses a message for what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -154,6 +176,7 @@ pub(crate) fn open_producer(
         .set("topic.metadata.propagation.max.ms", "5000")
         .set("batch.size", batch_bytes.to_string())
         .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX);
+    set_statistics(&mut config);
     let producer = Producer::from_config_and_context(
         &config,
         Context {
@@ -199,6 +222,12 @@ impl ClientContext for Context {
             code: error.rdkafka_error_code(),
             reason: reason.to_owned(),
         });
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        if knows_no_broker(&statistics) {
+            self.notify(Notice::Forsaken);
+        }
     }
 }
 

@@ -24,7 +24,8 @@ pub mod topics;
 mod trouble;
 
 pub(crate) use self::client::{
-    BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Order, Producer, base_config, open_producer,
+    BATCH_BYTES_MAX, BATCH_BYTES_MIN, FORSAKEN, LogLimit, Notice, Order, Producer, base_config,
+    knows_no_broker, open_producer, set_statistics,
 };
 pub(crate) use self::errors::{Class, classify};
 pub use self::reap::reap;

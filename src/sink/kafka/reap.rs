@@ -157,7 +157,7 @@ async fn tombstone(
                 })?;
             }
             Ok(Some(Notice::Client { .. })) => {}
-            Ok(None) | Err(_) => {
+            Ok(Some(Notice::Forsaken) | None) | Err(_) => {
                 return Err(SinkError::Unavailable {
                     message: format!("the tombstones for `{topic}` are not acknowledged"),
                     source: None,

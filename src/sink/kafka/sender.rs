@@ -368,6 +368,12 @@ impl Sender {
                     Err(code) => self.failed(ticket, code, was_alone),
                 }
             }
+            Notice::Forsaken => {
+                self.last_error = client::FORSAKEN.to_owned();
+                self.broken.get_or_insert_with(|| self.last_error.clone());
+                self.bus_failed = true;
+                self.must_check = true;
+            }
             Notice::Client { code, reason } => {
                 self.last_error = reason;
                 if code == Some(Code::AllBrokersDown) {

@@ -66,7 +66,8 @@ async fn reason(config: &ClientConfig) -> Option<(Code, String)> {
                     }
                     last = Some((code, reason));
                 }
-                Notice::Client { code: None, .. } | Notice::Delivered { .. } => {}
+                Notice::Client { code: None, .. } | Notice::Delivered { .. } | Notice::Forsaken => {
+                }
             }
         }
         last
