@@ -42,7 +42,7 @@ test: install install-lab
 	timeout -k 30 5m cargo test --locked --lib --bins
 	timeout -k 30 8m cargo test --locked --test it --test reconcile
 	# One lab after another: each has runtimes and brokers of its own, and there may be two cores for all.
-	timeout -k 30 18m cargo test --locked --test sink -- --test-threads=1
+	timeout -k 30 24m cargo test --locked --test sink -- --test-threads=1
 	timeout -k 30 40m cargo test --locked --test e2e -- --test-threads=1
 	timeout -k 30 20m cargo test --locked --test faults -- --test-threads=1
 

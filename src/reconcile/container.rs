@@ -87,6 +87,8 @@ pub(super) struct Life {
     seen: VecDeque<(EventKind, u64)>,
     /// An inspect is under way; it covers so many of the pending events.
     pub(super) inspecting: Option<usize>,
+    /// When the newest inspect was asked for; 0 before the first.
+    pub(super) asked_at_ms: u64,
     /// Something happened since that inspect was asked for.
     pub(super) is_dirty: bool,
     /// Inspects in a row that failed or contradicted what is known.

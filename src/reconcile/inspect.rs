@@ -1,7 +1,7 @@
 //! Events and inspects of one container: what is asked, what is waited for, and when a round is told.
 //!
-//! An event is told when an inspect that was asked for after it has been answered; a deletion at once. One
-//! inspect of a container is under way at a time. Three things are waited for, each with a limit:
+//! An event is told when an inspect that was asked for after it has been answered; a deletion at once, and a pause, which
+//! the inspect then confirms. One inspect of a container is under way at a time. Three things are waited for, each with a limit:
 //!
 //! - an inspect that failed or contradicted what is known is repeated, later and later;
 //! - a container that an inspect no longer finds waits for the event of its deletion;
@@ -12,11 +12,13 @@
 //! mappings are there before the runtime has answered hundreds of inspects; what the sketch lacks follows as one
 //! `update` when its inspect is answered (`fills.rs`), before the opening ends.
 
+use std::sync::Arc;
+
 use super::container::Tracked;
-use super::story::Round;
+use super::story::{Round, Telling};
 use super::{Effect, InspectOutcome, Opening, ProcessReading, Reconciler, RowKey};
-use crate::model::message::Origin;
-use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, RuntimeType, SourceId};
+use crate::model::message::{Op, Origin};
+use crate::model::{Container, ContainerId, EventKind, RuntimeEvent, RuntimeType, SourceId, State};
 
 /// Most events of one container that wait for its inspect; beyond it the oldest are dropped.
 const PENDING_MAX: usize = 256;
@@ -75,7 +77,36 @@ impl Reconciler {
         } else if life.deleted_at_ns.is_some() {
             self.conclude_deleted(&id);
         } else if !life.is_gone {
+            self.tell_pause(&id);
             self.ask(&id);
+        }
+    }
+
+    /// Tells at once what a lone event says of a pause or its end: nothing else of the container changes with it. An event
+    /// that may be from before the last inspect is told by the next one.
+    fn tell_pause(&mut self, id: &ContainerId) {
+        let Some(mut tracked) = self.containers.remove(id) else {
+            return;
+        };
+        if let Some((view, at_ns)) = pause_of(&tracked) {
+            let seq = self.seq;
+            let telling = Telling {
+                op: Op::Update,
+                at_ns,
+                event_ns: Some(at_ns),
+                origin: Origin::Event,
+                reason: "",
+                may_be_missed: false,
+            };
+            self.tell_update(&mut tracked, view, telling);
+            tracked.life.is_record_due |= self.seq != seq;
+        }
+        let is_record_due = std::mem::take(&mut tracked.life.is_record_due);
+        self.containers.insert(id.clone(), tracked);
+        if is_record_due {
+            self.effects
+                .push(Effect::SaveRow(RowKey::Container(id.clone())));
+            self.publish_record(id);
         }
     }
 
@@ -167,6 +198,7 @@ impl Reconciler {
             life.is_dirty = true;
         } else {
             life.inspecting = Some(life.pending.len());
+            life.asked_at_ms = self.now_ms;
             life.is_dirty = false;
             self.effects.push(Effect::Inspect {
                 source: tracked.owner.clone(),
@@ -483,6 +515,31 @@ impl Reconciler {
             | InspectOutcome::Failed => {}
         }
     }
+}
+
+/// A running container as paused, or a paused one as running, by the one event that waits; and when.
+fn pause_of(tracked: &Tracked) -> Option<(Arc<Container>, u64)> {
+    let life = &tracked.life;
+    let [event] = life.pending.as_slice() else {
+        return None;
+    };
+    let (before, after) = match event.what {
+        EventKind::Paused => (State::Running, State::Paused),
+        EventKind::Unpaused => (State::Paused, State::Running),
+        EventKind::Created
+        | EventKind::Initialized
+        | EventKind::Started
+        | EventKind::Died
+        | EventKind::Deleted
+        | EventKind::Renamed => return None,
+    };
+    let is_new = life.asked_at_ms != 0 && event.at_ns / 1_000_000 >= life.asked_at_ms;
+    if !is_new || life.is_stale || life.is_held || tracked.run.is_none() {
+        return None;
+    }
+    let mut container = tracked.shared().filter(|told| told.state == before)?;
+    Arc::make_mut(&mut container).state = after;
+    Some((container, event.at_ns))
 }
 
 fn retry_ms(attempts: u32) -> u64 {

@@ -336,6 +336,50 @@ fn a_paused_container_keeps_its_pid_and_its_namespace() {
 }
 
 #[test]
+fn a_pause_is_told_by_its_event_and_the_inspect_adds_nothing() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+    let (pause_ms, unpause_ms) = (script.at_ms() + 5, script.at_ms() + 10);
+    script.wait(20);
+
+    script.event(&docker(), 1, EventKind::Paused, pause_ms);
+    assert_eq!(script.ops(), ["update"]);
+    assert_eq!(script.field(Op::Update, "state"), "paused");
+    assert_eq!(script.delta(Op::Update).event_ts_ns, ns(pause_ms));
+    let paused = Container {
+        state: State::Paused,
+        ..running(1, 100, 10)
+    };
+    script.found(&docker(), paused, alive(process(100, 500)));
+    assert_eq!(script.ops(), ["update"], "it was told");
+
+    // The inspect was asked for after this event: it may have been answered with what the event tells.
+    script.event(&docker(), 1, EventKind::Unpaused, unpause_ms);
+    assert_eq!(script.ops(), ["update"]);
+    script.found(&docker(), running(1, 100, 10), alive(process(100, 500)));
+    assert_eq!(script.ops(), ["update", "update"]);
+}
+
+#[test]
+fn a_pause_that_is_over_when_it_is_inspected_is_told_all_the_same() {
+    let mut script = Script::watching_docker();
+    script.run_docker(1, 100, 500);
+    script.wait(20);
+    let at_ms = script.at_ms();
+
+    script.event(&docker(), 1, EventKind::Paused, at_ms);
+    script.event(&docker(), 1, EventKind::Unpaused, at_ms + 1);
+    script.found(&docker(), running(1, 100, 10), alive(process(100, 500)));
+    script.found(&docker(), running(1, 100, 10), alive(process(100, 500)));
+
+    let states = script.deltas().map(|delta| {
+        let fields = delta.fields.as_ref().expect("it is about a container");
+        fields.get("state")
+    });
+    assert!(states.eq(["paused", "running"]));
+}
+
+#[test]
 fn an_inspect_that_fails_is_asked_again_and_no_event_is_lost() {
     let mut script = Script::watching_docker();
     script.event(&docker(), 1, EventKind::Created, 1);

@@ -230,6 +230,11 @@ impl Script {
         effects
     }
 
+    /// Now, as events are given their time.
+    pub(crate) fn at_ms(&self) -> u64 {
+        self.at_ms
+    }
+
     /// Time passes, a second at a time.
     pub(crate) fn wait(&mut self, ms: u64) {
         let until_ms = self.at_ms + ms;

@@ -109,14 +109,22 @@ impl Drop for Enricher {
 /// Looks until there is something.
 pub(crate) async fn until<T>(
     what: &str,
+    look: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    within(WAIT, what, look).await
+}
+
+async fn within<T>(
+    wait: Duration,
+    what: &str,
     mut look: impl AsyncFnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {
-    let deadline = Instant::now() + WAIT;
+    let deadline = Instant::now() + wait;
     loop {
         if let Some(found) = look().await? {
             return Ok(found);
         }
-        ensure!(Instant::now() < deadline, "not within {WAIT:?}: {what}");
+        ensure!(Instant::now() < deadline, "not within {wait:?}: {what}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
@@ -234,6 +242,10 @@ impl Kafka {
         })
     }
 
+    pub(crate) fn input(&self) -> &str {
+        &self.input
+    }
+
     pub(crate) fn bus(&self) -> String {
         format!("kafka://{}", self.servers.join(","))
     }
@@ -314,7 +326,8 @@ impl Kafka {
 
     pub(crate) async fn joined_all(&self, total: usize) -> anyhow::Result<BTreeMap<u64, usize>> {
         let mut missing = Vec::new();
-        let all = until("all events are in the output", async || {
+        // A partition that librdkafka lets lie is missed after half a minute.
+        let all = within(3 * WAIT, "all events are in the output", async || {
             let numbers = self.joined().await?;
             missing = (0..total as u64)
                 .filter(|number| !numbers.contains_key(number))

@@ -3,10 +3,10 @@
 //! Without the lab's brokers the tests say what they skip; with `CI=true` they fail instead.
 
 mod admin;
+mod amnesia;
 mod drive;
 mod enrich;
 mod enrich_faults;
-mod fenced;
 mod kafka;
 mod kafka_faults;
 mod lab;

@@ -8,6 +8,7 @@
 
 mod flight;
 mod offsets;
+mod stall;
 mod table;
 mod watch;
 
@@ -22,13 +23,15 @@ use tokio_util::sync::CancellationToken;
 
 use self::flight::{Envelope, Failure, Flight, Routes, To};
 use self::offsets::Mark;
+use self::stall::Stall;
 use self::table::TableReader;
-use self::watch::{Watch, commit};
+use self::watch::{Watch, commit, end_of};
 use super::Spliced;
 use super::joiner::{Action, Done, Incoming, Joiner};
 use super::shell::stats::{Phase, Stats};
 use super::shell::{Clock, DRAIN_GRACE, LOG_INTERVAL, SWEEP_INTERVAL, Setup, TELL_INTERVAL};
 use crate::backoff::Backoff;
+use crate::model::Topic;
 use crate::sink::access::{FileError, KafkaAccess};
 use crate::sink::kafka::{
     BATCH_BYTES_MAX, BATCH_BYTES_MIN, FORSAKEN, Order, base_config, open_producer, set_statistics,
@@ -42,6 +45,12 @@ const IDLE_WAIT: Duration = Duration::from_millis(5);
 
 /// How long the filling waits for the next mapping before it looks whether to stop.
 const FILL_WAIT: Duration = Duration::from_millis(100);
+
+/// Without a mapping for this long, the filling begins anew: see [`stall`].
+const FILL_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether all partitions are fetched still. One that is not is told by the third look.
+const STALL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often offsets are committed.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
@@ -122,7 +131,7 @@ pub fn run(
         if stop.is_cancelled() {
             return Ok(());
         }
-        if table.is_forsaken() {
+        if table.is_lost() {
             let Some(again) = enricher.fill() else {
                 return Ok(());
             };
@@ -149,17 +158,21 @@ impl Enricher<'_> {
     fn fill(&mut self) -> Option<TableReader> {
         self.stats.tell(|figures| figures.phase = Phase::Filling);
         let began = Instant::now();
-        let topic = self.setup.topics.topic_name(crate::model::Topic::Pns);
+        let topic = self.mappings_topic();
         let mut reader = self.open_table(&topic)?;
+        let mut heard_at = Instant::now();
         let mut done = Vec::new();
         while !reader.is_filled() {
             if self.stop.is_cancelled() {
                 return None;
             }
-            if reader.is_forsaken() {
+            if reader.is_lost() || heard_at.elapsed() >= FILL_PATIENCE {
                 reader = self.open_table(&topic)?;
+                heard_at = Instant::now();
             }
-            self.follow(&mut reader, FILL_WAIT, &mut done);
+            if self.follow(&mut reader, FILL_WAIT, &mut done) > 0 {
+                heard_at = Instant::now();
+            }
             self.tell();
         }
         let filled_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -185,32 +198,36 @@ impl Enricher<'_> {
         }
     }
 
+    /// Takes mappings. How many there were.
     fn follow(
         &mut self,
         table: &mut TableReader,
         patience: Duration,
         done: &mut Vec<Done<Envelope>>,
-    ) {
+    ) -> usize {
         let now = self.clock.now();
         let joiner = &mut self.joiner;
         let read = table.read(TURN_MAX, patience, |key, value| {
             joiner.put(key, value, now, done);
         });
-        if let Err(error) = read {
-            // Else it comes back by itself.
-            let is_refused = matches!(
-                error.rdkafka_error_code(),
-                Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)
-            );
-            if is_refused {
-                let topic = self.setup.topics.topic_name(crate::model::Topic::Pns);
-                let group = &self.setup.group;
-                self.away(&format!(
-                    "the topic `{topic}` is not read by the group `{group}`: {error}"
-                ));
-            }
-            tracing::debug!(%error, "the mapping topic is away");
+        let error = match read {
+            Ok(count) => return count,
+            Err(error) => error,
+        };
+        // Else it comes back by itself.
+        let is_refused = matches!(
+            error.rdkafka_error_code(),
+            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)
+        );
+        if is_refused {
+            let topic = self.mappings_topic();
+            let group = &self.setup.group;
+            self.away(&format!(
+                "the topic `{topic}` is not read by the group `{group}`: {error}"
+            ));
         }
+        tracing::debug!(%error, "the mapping topic is away");
+        0
     }
 
     /// Joins until `stop` or a failure.
@@ -222,6 +239,7 @@ impl Enricher<'_> {
         let mut done = Vec::new();
         let (mut commit_at, mut sweep_at) = (Instant::now(), Instant::now() + SWEEP_INTERVAL);
         let (mut tell_at, mut log_at) = (Instant::now(), Instant::now() + LOG_INTERVAL);
+        let mut stall_at = Instant::now() + STALL_INTERVAL;
         let mut drain_until: Option<Instant> = None;
         loop {
             self.stats.heartbeat.beat();
@@ -232,9 +250,9 @@ impl Enricher<'_> {
                 drain_until = Some(Instant::now() + grace + DRAIN_GRACE);
             }
             self.follow(table, Duration::ZERO, &mut done);
-            if table.is_forsaken() || session.consumer.context().is_forsaken() {
+            if let Some(failure) = lost(&session, table) {
                 self.tell_session(&session);
-                return Err(Failure::Bus(FORSAKEN.to_owned()));
+                return Err(failure);
             }
             let is_stuck = self.held.is_some();
             let is_closed = is_stopping || is_stuck || session.flight().is_full();
@@ -246,6 +264,10 @@ impl Enricher<'_> {
                 return Err(failure);
             }
             let now = Instant::now();
+            if now >= stall_at {
+                session.look(table, &self.mappings_topic());
+                stall_at = now + STALL_INTERVAL;
+            }
             if now >= commit_at {
                 session.commit(CommitMode::Async);
                 commit_at = now + COMMIT_INTERVAL;
@@ -346,6 +368,10 @@ impl Enricher<'_> {
             Some(failure) => Err(failure.clone()),
             None => Ok(()),
         }
+    }
+
+    fn mappings_topic(&self) -> String {
+        self.setup.topics.topic_name(Topic::Pns)
     }
 
     fn tell(&self) {
@@ -451,12 +477,32 @@ fn unusable(error: &FileError) -> KafkaError {
     KafkaError::ClientCreation(crate::telemetry::chain(error))
 }
 
+/// Why these consumers are of no use any more, if they are not.
+fn lost(session: &Session, table: &TableReader) -> Option<Failure> {
+    let error = if let Some(partition) = session.stalled {
+        format!(
+            "partition {partition} of `{}` is not fetched any more",
+            session.input
+        )
+    } else if session.consumer.context().is_forsaken() {
+        FORSAKEN.to_owned()
+    } else if table.is_lost() {
+        "the mapping topic is not read any more".to_owned()
+    } else {
+        return None;
+    };
+    Some(Failure::Bus(error))
+}
+
 /// A consumer of the group and a producer.
 struct Session {
     consumer: BaseConsumer<Watch>,
     flight: Arc<Mutex<Flight>>,
     input: String,
     is_closed: bool,
+    stall: Stall,
+    /// A partition that is not fetched any more.
+    stalled: Option<i32>,
 }
 
 impl Session {
@@ -484,6 +530,8 @@ impl Session {
             flight,
             input: setup.input.clone(),
             is_closed: false,
+            stall: Stall::default(),
+            stalled: None,
         })
     }
 
@@ -502,6 +550,19 @@ impl Session {
         }
         self.is_closed = closed;
         Ok(())
+    }
+
+    /// Looks whether all partitions of both consumers are fetched still. Each asks for the ends of the other's.
+    fn look(&mut self, table: &mut TableReader, mappings: &str) {
+        if self.is_closed {
+            self.stall = Stall::default();
+        } else {
+            let fetched = self.consumer.context().fetched();
+            let input = &self.input;
+            let stalled = self.stall.look(&fetched, |of| table.end_of(input, of));
+            self.stalled = stalled;
+        }
+        table.look(|of| end_of(&self.consumer, mappings, of));
     }
 
     /// Commits what is done. Where that fails it is only taken again, by whoever comes next.

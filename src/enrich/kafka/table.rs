@@ -8,8 +8,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::stall::Stall;
 use super::unusable;
-use super::watch::Watch;
+use super::watch::{Watch, end_of};
 use crate::enrich::table::TableKey;
 use crate::sink::access::KafkaAccess;
 use crate::sink::kafka::{base_config, set_statistics};
@@ -22,6 +23,8 @@ pub(super) struct TableReader {
     consumer: BaseConsumer<Watch>,
     /// Partitions whose end has not been seen yet.
     open: BTreeSet<i32>,
+    stall: Stall,
+    is_stalled: bool,
 }
 
 impl TableReader {
@@ -64,7 +67,12 @@ impl TableReader {
             assignment.add_partition_offset(topic, *partition, Offset::Beginning)?;
         }
         consumer.assign(&assignment)?;
-        Ok(Self { consumer, open })
+        Ok(Self {
+            consumer,
+            open,
+            stall: Stall::default(),
+            is_stalled: false,
+        })
     }
 
     /// Whether everything that was there at the beginning has been read.
@@ -72,9 +80,20 @@ impl TableReader {
         self.open.is_empty()
     }
 
-    /// Whether it will read nothing more, and another one is to begin anew.
-    pub(super) fn is_forsaken(&self) -> bool {
-        self.consumer.context().is_forsaken()
+    /// Whether it reads no more, or not all, and another one is to begin anew.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_stalled || self.consumer.context().is_forsaken()
+    }
+
+    /// Looks whether all partitions are fetched still; `end_of` as in [`Stall::look`].
+    pub(super) fn look(&mut self, end_of: impl FnMut(i32) -> Option<i64>) {
+        let fetched = self.consumer.context().fetched();
+        self.is_stalled |= self.stall.look(&fetched, end_of).is_some();
+    }
+
+    /// The end of a partition of any topic. `None` where the cluster does not tell.
+    pub(super) fn end_of(&self, topic: &str, partition: i32) -> Option<i64> {
+        end_of(&self.consumer, topic, partition)
     }
 
     /// Hands over at most `most` messages, waiting for the first one for `patience`. How many there were.

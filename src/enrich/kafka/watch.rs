@@ -1,5 +1,6 @@
 //! What librdkafka's consumers tell: log lines, the lag, and that partitions come and go.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -13,6 +14,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::flight::Flight;
+use super::stall::Fetched;
 use crate::sink::kafka::{LogLimit, knows_no_broker};
 
 /// How long a partition that is taken away may wait for what is under way: its new owner waits meanwhile.
@@ -20,6 +22,9 @@ const HAND_OVER_GRACE: Duration = Duration::from_secs(3);
 
 /// The wait between two looks at that.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// How long the cluster may take to tell the end of a partition.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The context of a consumer.
 #[derive(Default)]
@@ -29,6 +34,8 @@ pub(super) struct Watch {
     lag: AtomicI64,
     /// Whether the consumer knows no broker any more.
     is_forsaken: AtomicBool,
+    /// The partitions that it is to fetch.
+    fetched: Mutex<BTreeMap<i32, Fetched>>,
     /// What is under way, of the consumer that shares partitions.
     flight: Option<Arc<Mutex<Flight>>>,
 }
@@ -45,6 +52,12 @@ impl Watch {
     /// Whether its consumer will hear of no broker again, and another one is to be made.
     pub(super) fn is_forsaken(&self) -> bool {
         self.is_forsaken.load(Ordering::Relaxed)
+    }
+
+    /// What was fetched of each partition, as of the newest statistics.
+    pub(super) fn fetched(&self) -> BTreeMap<i32, Fetched> {
+        let fetched = self.fetched.lock();
+        fetched.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn lag(&self) -> Option<u64> {
@@ -70,13 +83,23 @@ impl ClientContext for Watch {
         if knows_no_broker(&statistics) {
             self.is_forsaken.store(true, Ordering::Relaxed);
         }
-        let partitions = statistics.topics.values();
-        let lag = partitions
-            .flat_map(|topic| topic.partitions.values())
-            .filter(|partition| partition.fetch_state == "active" && partition.consumer_lag >= 0)
-            .map(|partition| partition.consumer_lag)
-            .sum();
+        let topics = statistics.topics.values();
+        let partitions = topics.flat_map(|topic| topic.partitions.values());
+        let mut fetched = BTreeMap::new();
+        let mut lag = 0;
+        for partition in partitions.filter(|one| one.desired && one.partition >= 0) {
+            if partition.fetch_state == "active" && partition.consumer_lag >= 0 {
+                lag += partition.consumer_lag;
+            }
+            let of = Fetched {
+                next_offset: partition.next_offset,
+                received: partition.rxmsgs,
+                queued: partition.fetchq_cnt,
+            };
+            fetched.insert(partition.partition, of);
+        }
         self.lag.store(lag, Ordering::Relaxed);
+        *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = fetched;
     }
 }
 
@@ -117,6 +140,12 @@ impl ConsumerContext for Watch {
             }
         }
     }
+}
+
+/// The end of a partition, which is asked of the cluster. `None` where that does not tell.
+pub(super) fn end_of(consumer: &BaseConsumer<Watch>, topic: &str, partition: i32) -> Option<i64> {
+    let marks = consumer.fetch_watermarks(topic, partition, END_TIMEOUT);
+    marks.ok().map(|(_, end)| end)
 }
 
 /// Commits offsets to go on with.
