@@ -85,29 +85,32 @@ impl Reconciler {
     /// Tells at once what a lone event says of a pause or its end: nothing else of the container changes with it. An event
     /// that may be from before the last inspect is told by the next one.
     fn tell_pause(&mut self, id: &ContainerId) {
+        let Some(tracked) = self.containers.get(id) else {
+            return;
+        };
+        let source = self.sources.get(&tracked.owner);
+        if !source.is_some_and(super::Source::tells_pauses) {
+            return;
+        }
+        let Some((view, at_ns)) = pause_of(tracked) else {
+            return;
+        };
         let Some(mut tracked) = self.containers.remove(id) else {
             return;
         };
-        if let Some((view, at_ns)) = pause_of(&tracked) {
-            let seq = self.seq;
-            let telling = Telling {
-                op: Op::Update,
-                at_ns,
-                event_ns: Some(at_ns),
-                origin: Origin::Event,
-                reason: "",
-                may_be_missed: false,
-            };
-            self.tell_update(&mut tracked, view, telling);
-            tracked.life.is_record_due |= self.seq != seq;
-        }
-        let is_record_due = std::mem::take(&mut tracked.life.is_record_due);
+        let telling = Telling {
+            op: Op::Update,
+            at_ns,
+            event_ns: Some(at_ns),
+            origin: Origin::Event,
+            reason: "",
+            may_be_missed: false,
+        };
+        self.tell_update(&mut tracked, view, telling);
         self.containers.insert(id.clone(), tracked);
-        if is_record_due {
-            self.effects
-                .push(Effect::SaveRow(RowKey::Container(id.clone())));
-            self.publish_record(id);
-        }
+        self.effects
+            .push(Effect::SaveRow(RowKey::Container(id.clone())));
+        self.publish_record(id);
     }
 
     /// An event told a container's deletion. Where events come in any order, those of its run are waited for.
@@ -533,7 +536,7 @@ fn pause_of(tracked: &Tracked) -> Option<(Arc<Container>, u64)> {
         | EventKind::Deleted
         | EventKind::Renamed => return None,
     };
-    let is_new = life.asked_at_ms != 0 && event.at_ns / 1_000_000 >= life.asked_at_ms;
+    let is_new = life.asked_at_ms != 0 && event.at_ns / 1_000_000 > life.asked_at_ms;
     if !is_new || life.is_stale || life.is_held || tracked.run.is_none() {
         return None;
     }

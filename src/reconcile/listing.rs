@@ -80,6 +80,12 @@ impl Source {
         self.runtime.runtime == RuntimeType::Cri
     }
 
+    /// Whether the event of a pause is to be believed at once: not behind a gap, where it may speak of another run, nor of
+    /// Podman, which says so of a pause that failed, too (libpod/container_api.go).
+    pub(super) fn tells_pauses(&self) -> bool {
+        !self.gap && &*self.runtime.name != "podman"
+    }
+
     /// Whether it only lends names to the containers of Docker (cri-dockerd).
     pub(super) fn is_overlay(&self) -> bool {
         self.runtime.runtime == RuntimeType::Cri && &*self.runtime.name == "docker"

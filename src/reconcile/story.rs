@@ -376,6 +376,7 @@ impl Reconciler {
             ..round_telling(round, Op::Update, last.map_or(0, |event| event.at_ns))
         };
         keep_what_events_told(&mut base, tracked.container());
+        pause_in_turn(&mut base, tracked, &round.events);
         self.tell_update(tracked, base, telling);
     }
 
@@ -503,6 +504,36 @@ impl Reconciler {
         tracked.life.last_alive_ms = 0;
         tracked.life.seen_dead_ms = 0;
         tracked.run = Some(run);
+    }
+}
+
+/// Where later events tell a pause or its end, the inspect may show that already: then what the events before it told
+/// stands, and theirs is told in its turn, with its own time.
+fn pause_in_turn(base: &mut Arc<Container>, tracked: &Tracked, covered: &[RuntimeEvent]) {
+    let state_of = |event: &RuntimeEvent| match event.what {
+        EventKind::Paused => Some(State::Paused),
+        EventKind::Unpaused => Some(State::Running),
+        EventKind::Created
+        | EventKind::Initialized
+        | EventKind::Started
+        | EventKind::Renamed
+        | EventKind::Died
+        | EventKind::Deleted => None,
+    };
+    let told = tracked.container().map(|told| told.state);
+    let before = covered.iter().rev().find_map(state_of).or(told);
+    let is_live = |state| matches!(state, State::Running | State::Paused);
+    if let Some(before) = before
+        && tracked
+            .life
+            .pending
+            .iter()
+            .any(|event| state_of(event).is_some())
+        && is_live(before)
+        && is_live(base.state)
+        && before != base.state
+    {
+        Arc::make_mut(base).state = before;
     }
 }
 

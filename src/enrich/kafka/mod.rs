@@ -25,7 +25,7 @@ use self::flight::{Envelope, Failure, Flight, Routes, To};
 use self::offsets::Mark;
 use self::stall::Stall;
 use self::table::TableReader;
-use self::watch::{Watch, commit, end_of};
+use self::watch::{Watch, commit, ends_of};
 use super::Spliced;
 use super::joiner::{Action, Done, Incoming, Joiner};
 use super::shell::stats::{Phase, Stats};
@@ -46,7 +46,7 @@ const IDLE_WAIT: Duration = Duration::from_millis(5);
 /// How long the filling waits for the next mapping before it looks whether to stop.
 const FILL_WAIT: Duration = Duration::from_millis(100);
 
-/// Without a mapping for this long, the filling begins anew: see [`stall`].
+/// Without a mapping for this long, another reader fills if it can: see [`stall`].
 const FILL_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often it is looked whether all partitions are fetched still. One that is not is told by the third look.
@@ -166,8 +166,14 @@ impl Enricher<'_> {
             if self.stop.is_cancelled() {
                 return None;
             }
-            if reader.is_lost() || heard_at.elapsed() >= FILL_PATIENCE {
+            if reader.is_lost() {
                 reader = self.open_table(&topic)?;
+            }
+            if heard_at.elapsed() >= FILL_PATIENCE {
+                let other = self.open_table(&topic)?;
+                if reader.waits_in_vain(&other, &topic) {
+                    reader = other;
+                }
                 heard_at = Instant::now();
             }
             if self.follow(&mut reader, FILL_WAIT, &mut done) > 0 {
@@ -215,11 +221,7 @@ impl Enricher<'_> {
             Err(error) => error,
         };
         // Else it comes back by itself.
-        let is_refused = matches!(
-            error.rdkafka_error_code(),
-            Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)
-        );
-        if is_refused {
+        if is_refusal(&error) {
             let topic = self.mappings_topic();
             let group = &self.setup.group;
             self.away(&format!(
@@ -257,7 +259,7 @@ impl Enricher<'_> {
             let is_stuck = self.held.is_some();
             let is_closed = is_stopping || is_stuck || session.flight().is_full();
             session.close_intake(is_closed).map_err(broken)?;
-            self.take_events(&session, &mut done);
+            self.take_events(&mut session, &mut done);
             self.joiner.tick(self.clock.now(), &mut done);
             if let Err(failure) = self.hand_over(&session, &mut done) {
                 self.tell_session(&session);
@@ -266,7 +268,8 @@ impl Enricher<'_> {
             let now = Instant::now();
             if now >= stall_at {
                 session.look(table, &self.mappings_topic());
-                stall_at = now + STALL_INTERVAL;
+                // It may have taken a moment.
+                stall_at = Instant::now() + STALL_INTERVAL;
             }
             if now >= commit_at {
                 session.commit(CommitMode::Async);
@@ -297,7 +300,7 @@ impl Enricher<'_> {
     }
 
     /// Takes a turn's events.
-    fn take_events(&mut self, session: &Session, done: &mut Vec<Done<Envelope>>) {
+    fn take_events(&mut self, session: &mut Session, done: &mut Vec<Done<Envelope>>) {
         let mut patience = IDLE_WAIT;
         for _ in 0..TURN_MAX {
             // Partitions may come and go in here.
@@ -316,6 +319,7 @@ impl Enricher<'_> {
                 }
                 Some(Err(error)) => {
                     drop(flight);
+                    session.is_refused |= is_refusal(&error);
                     let (input, group) = (&self.setup.input, &self.setup.group);
                     self.away(&format!(
                         "the input `{input}` is not read by the group `{group}`: {error}"
@@ -477,6 +481,15 @@ fn unusable(error: &FileError) -> KafkaError {
     KafkaError::ClientCreation(crate::telemetry::chain(error))
 }
 
+/// Whether the cluster does not let us read.
+fn is_refusal(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(
+        code,
+        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)
+    )
+}
+
 /// Why these consumers are of no use any more, if they are not.
 fn lost(session: &Session, table: &TableReader) -> Option<Failure> {
     let error = if let Some(partition) = session.stalled {
@@ -500,6 +513,10 @@ struct Session {
     flight: Arc<Mutex<Flight>>,
     input: String,
     is_closed: bool,
+    /// Whether it was closed since the last look at the partitions.
+    was_closed: bool,
+    /// Whether the input may not be read.
+    is_refused: bool,
     stall: Stall,
     /// A partition that is not fetched any more.
     stalled: Option<i32>,
@@ -530,6 +547,8 @@ impl Session {
             flight,
             input: setup.input.clone(),
             is_closed: false,
+            was_closed: false,
+            is_refused: false,
             stall: Stall::default(),
             stalled: None,
         })
@@ -549,20 +568,20 @@ impl Session {
             self.consumer.resume(&self.consumer.assignment()?)?;
         }
         self.is_closed = closed;
+        self.was_closed |= closed;
         Ok(())
     }
 
     /// Looks whether all partitions of both consumers are fetched still. Each asks for the ends of the other's.
     fn look(&mut self, table: &mut TableReader, mappings: &str) {
-        if self.is_closed {
-            self.stall = Stall::default();
-        } else {
-            let fetched = self.consumer.context().fetched();
-            let input = &self.input;
-            let stalled = self.stall.look(&fetched, |of| table.end_of(input, of));
-            self.stalled = stalled;
+        let watch = self.consumer.context();
+        let is_busy = std::mem::replace(&mut self.was_closed, self.is_closed) || watch.is_busy();
+        // Without the right to it nothing is fetched either.
+        if !self.is_refused {
+            let ends = table.ends_of(&self.input);
+            self.stalled = self.stall.look(&watch.fetched(), is_busy, ends);
         }
-        table.look(|of| end_of(&self.consumer, mappings, of));
+        table.look(ends_of(&self.consumer, mappings));
     }
 
     /// Commits what is done. Where that fails it is only taken again, by whoever comes next.

@@ -9,8 +9,8 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::stall::Stall;
-use super::unusable;
-use super::watch::{Watch, end_of};
+use super::watch::{Watch, ends_of};
+use super::{is_refusal, unusable};
 use crate::enrich::table::TableKey;
 use crate::sink::access::KafkaAccess;
 use crate::sink::kafka::{base_config, set_statistics};
@@ -25,6 +25,8 @@ pub(super) struct TableReader {
     open: BTreeSet<i32>,
     stall: Stall,
     is_stalled: bool,
+    /// Whether the topic may not be read.
+    is_refused: bool,
 }
 
 impl TableReader {
@@ -72,6 +74,7 @@ impl TableReader {
             open,
             stall: Stall::default(),
             is_stalled: false,
+            is_refused: false,
         })
     }
 
@@ -87,13 +90,23 @@ impl TableReader {
 
     /// Looks whether all partitions are fetched still; `end_of` as in [`Stall::look`].
     pub(super) fn look(&mut self, end_of: impl FnMut(i32) -> Option<i64>) {
-        let fetched = self.consumer.context().fetched();
-        self.is_stalled |= self.stall.look(&fetched, end_of).is_some();
+        let watch = self.consumer.context();
+        // Without the right to it nothing is fetched either.
+        if !self.is_refused {
+            let stalled = self.stall.look(&watch.fetched(), watch.is_busy(), end_of);
+            self.is_stalled |= stalled.is_some();
+        }
     }
 
-    /// The end of a partition of any topic. `None` where the cluster does not tell.
-    pub(super) fn end_of(&self, topic: &str, partition: i32) -> Option<i64> {
-        end_of(&self.consumer, topic, partition)
+    /// Asks the cluster for the ends of a topic's partitions.
+    pub(super) fn ends_of(&self, topic: &str) -> impl FnMut(i32) -> Option<i64> {
+        ends_of(&self.consumer, topic)
+    }
+
+    /// Whether another reader would get further: its cluster knows a partition's end that this one waits for.
+    pub(super) fn waits_in_vain(&self, other: &Self, topic: &str) -> bool {
+        let mut ends = other.ends_of(topic);
+        self.open.iter().any(|partition| ends(*partition).is_some())
     }
 
     /// Hands over at most `most` messages, waiting for the first one for `patience`. How many there were.
@@ -117,7 +130,10 @@ impl TableReader {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     self.open.remove(&partition);
                 }
-                Some(Err(error)) => return Err(error),
+                Some(Err(error)) => {
+                    self.is_refused |= is_refusal(&error);
+                    return Err(error);
+                }
             }
             patience = Duration::ZERO;
         }

@@ -23,8 +23,11 @@ const HAND_OVER_GRACE: Duration = Duration::from_secs(3);
 /// The wait between two looks at that.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
-/// How long the cluster may take to tell the end of a partition.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the cluster may take to tell the end of a partition: nothing is joined meanwhile.
+const END_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long it may take for all partitions of a look.
+const ENDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The context of a consumer.
 #[derive(Default)]
@@ -34,6 +37,8 @@ pub(super) struct Watch {
     lag: AtomicI64,
     /// Whether the consumer knows no broker any more.
     is_forsaken: AtomicBool,
+    /// Whether something was fetched and not taken yet.
+    is_busy: AtomicBool,
     /// The partitions that it is to fetch.
     fetched: Mutex<BTreeMap<i32, Fetched>>,
     /// What is under way, of the consumer that shares partitions.
@@ -52,6 +57,11 @@ impl Watch {
     /// Whether its consumer will hear of no broker again, and another one is to be made.
     pub(super) fn is_forsaken(&self) -> bool {
         self.is_forsaken.load(Ordering::Relaxed)
+    }
+
+    /// Whether something was fetched and not taken yet, as of the newest statistics.
+    pub(super) fn is_busy(&self) -> bool {
+        self.is_busy.load(Ordering::Relaxed)
     }
 
     /// What was fetched of each partition, as of the newest statistics.
@@ -86,7 +96,7 @@ impl ClientContext for Watch {
         let topics = statistics.topics.values();
         let partitions = topics.flat_map(|topic| topic.partitions.values());
         let mut fetched = BTreeMap::new();
-        let mut lag = 0;
+        let (mut lag, mut queued) = (0, 0);
         for partition in partitions.filter(|one| one.desired && one.partition >= 0) {
             if partition.fetch_state == "active" && partition.consumer_lag >= 0 {
                 lag += partition.consumer_lag;
@@ -94,11 +104,13 @@ impl ClientContext for Watch {
             let of = Fetched {
                 next_offset: partition.next_offset,
                 received: partition.rxmsgs,
-                queued: partition.fetchq_cnt,
             };
             fetched.insert(partition.partition, of);
+            // librdkafka gives each the length of the queue that they share.
+            queued = partition.fetchq_cnt;
         }
         self.lag.store(lag, Ordering::Relaxed);
+        self.is_busy.store(queued > 0, Ordering::Relaxed);
         *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = fetched;
     }
 }
@@ -142,10 +154,19 @@ impl ConsumerContext for Watch {
     }
 }
 
-/// The end of a partition, which is asked of the cluster. `None` where that does not tell.
-pub(super) fn end_of(consumer: &BaseConsumer<Watch>, topic: &str, partition: i32) -> Option<i64> {
-    let marks = consumer.fetch_watermarks(topic, partition, END_TIMEOUT);
-    marks.ok().map(|(_, end)| end)
+/// Asks the cluster for the ends of partitions, for a moment. `None` where that does not tell.
+pub(super) fn ends_of(
+    consumer: &BaseConsumer<Watch>,
+    topic: &str,
+) -> impl FnMut(i32) -> Option<i64> {
+    let until = Instant::now() + ENDS_TIMEOUT;
+    move |partition| {
+        if Instant::now() >= until {
+            return None;
+        }
+        let marks = consumer.fetch_watermarks(topic, partition, END_TIMEOUT);
+        marks.ok().map(|(_, end)| end)
+    }
 }
 
 /// Commits offsets to go on with.

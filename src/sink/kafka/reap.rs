@@ -16,7 +16,7 @@ use rdkafka::topic_partition_list::Offset;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{self, BATCH_BYTES_MAX, Notice, Order, Producer};
+use super::client::{self, BATCH_BYTES_MAX, FORSAKEN, Notice, Order, Producer};
 use super::read::{Reader, unreadable};
 use crate::model::Topic;
 use crate::sink::access::KafkaAccess;
@@ -157,7 +157,13 @@ async fn tombstone(
                 })?;
             }
             Ok(Some(Notice::Client { .. })) => {}
-            Ok(Some(Notice::Forsaken) | None) | Err(_) => {
+            Ok(Some(Notice::Forsaken)) => {
+                return Err(SinkError::Unavailable {
+                    message: FORSAKEN.to_owned(),
+                    source: None,
+                });
+            }
+            Ok(None) | Err(_) => {
                 return Err(SinkError::Unavailable {
                     message: format!("the tombstones for `{topic}` are not acknowledged"),
                     source: None,
