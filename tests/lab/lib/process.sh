@@ -9,7 +9,7 @@ readonly PORT_MIN=20000 PORT_MAX=29999
 # One folder per port that a lab holds, with the lab's path in it. Two labs never draw the same port.
 readonly PORTS_DIR=/tmp/quaymaster-lab-ports
 # How long a component may take until it is ready, or until it has gone.
-readonly READY_S=60 STOP_S=30
+readonly READY_S=120 STOP_S=30
 
 now_ms() { date +%s%3N; }
 
