@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _};
+use rdkafka::producer::BaseRecord;
 use tokio::sync::mpsc;
 
 use super::offsets::{Mark, Offsets};
@@ -262,7 +262,7 @@ impl Flight {
         if let Some(headers) = headers {
             record = record.headers(headers);
         }
-        self.producer.send(record).map_err(|(error, _)| error)
+        self.producer.send(record)
     }
 
     /// Takes what the bus has told meanwhile.
@@ -273,7 +273,7 @@ impl Flight {
                 Notice::Forsaken => self.fail(Failure::Bus(FORSAKEN.to_owned())),
                 // What matters of it comes as deliveries too; a fatal one may leave none.
                 Notice::Client { .. } => {
-                    if let Some((_, reason)) = self.producer.client().fatal_error() {
+                    if let Some(reason) = self.producer.fatal_error() {
                         self.fail(Failure::Bus(reason));
                     }
                 }

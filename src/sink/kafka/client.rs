@@ -1,14 +1,16 @@
 //! librdkafka's producer as we set it up, and what it tells from its own threads.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Message as _};
-use rdkafka::producer::{ProducerContext, ThreadedProducer};
+use rdkafka::message::{DeliveryResult, Message as _, ToBytes};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 use rdkafka::statistics::Statistics;
 use tokio::sync::mpsc;
 
@@ -29,6 +31,13 @@ pub(crate) const BATCH_BYTES_MIN: u32 = 16 * 1024;
 
 /// Largest batch, in bytes: librdkafka's own default, below the 1 MiB that brokers take by default.
 pub(crate) const BATCH_BYTES_MAX: u32 = 1_000_000;
+
+/// How long one poll of a producer lasts. What comes is told at once; but rdkafka spins through the last millisecond of each,
+/// and a producer that is dropped waits for its end.
+const POLL: Duration = Duration::from_millis(100);
+
+/// The same of a producer that has nothing under way.
+const IDLE_POLL: Duration = Duration::from_secs(1);
 
 /// How often a client counts its brokers, in milliseconds.
 const STATISTICS_INTERVAL_MS: &str = "2000";
@@ -53,7 +62,60 @@ pub(crate) enum Notice {
 /// What is said of a client that knows no broker any more.
 pub(crate) const FORSAKEN: &str = "the cluster named none of its brokers";
 
-pub(crate) type Producer = ThreadedProducer<Context>;
+/// A producer, and the thread on which it is polled: what it tells comes from there.
+pub(crate) struct Producer {
+    base: Arc<BaseProducer<Context>>,
+    is_over: Arc<AtomicBool>,
+    polling: Option<JoinHandle<()>>,
+}
+
+impl Producer {
+    fn start(base: BaseProducer<Context>) -> std::io::Result<Self> {
+        let base = Arc::new(base);
+        let is_over = Arc::new(AtomicBool::new(false));
+        let (polled, is_ended) = (Arc::clone(&base), Arc::clone(&is_over));
+        let polling = thread::Builder::new()
+            .name("kafka-poll".to_owned())
+            .spawn(move || {
+                while !is_ended.load(Ordering::Relaxed) {
+                    let is_idle = polled.in_flight_count() == 0;
+                    polled.poll(if is_idle { IDLE_POLL } else { POLL });
+                }
+            })?;
+        Ok(Self {
+            base,
+            is_over,
+            polling: Some(polling),
+        })
+    }
+
+    /// Hands a message over.
+    ///
+    /// # Errors
+    /// When its queue is full, or it takes nothing any more.
+    pub(crate) fn send<K: ToBytes + ?Sized, P: ToBytes + ?Sized>(
+        &self,
+        record: BaseRecord<'_, K, P, usize>,
+    ) -> Result<(), KafkaError> {
+        self.base.send(record).map_err(|(error, _)| error)
+    }
+
+    /// Why it takes nothing any more, if so.
+    pub(crate) fn fatal_error(&self) -> Option<String> {
+        let fatal = self.base.client().fatal_error();
+        fatal.map(|(_, reason)| reason)
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        if let Some(polling) = self.polling.take() {
+            // One that ended abnormally has nothing more to tell.
+            let _ = polling.join();
+        }
+    }
+}
 
 /// The settings that every client of ours has. Files with secrets are read at each call.
 ///
@@ -177,13 +239,13 @@ pub(crate) fn open_producer(
         .set("batch.size", batch_bytes.to_string())
         .set("queue.buffering.max.kbytes", QUEUE_KIB_MAX);
     set_statistics(&mut config);
-    let producer = Producer::from_config_and_context(
-        &config,
-        Context {
-            notices: Some(notices),
-            log: LogLimit::default(),
-        },
-    )?;
+    let context = Context {
+        notices: Some(notices),
+        log: LogLimit::default(),
+    };
+    let base = BaseProducer::from_config_and_context(&config, context)?;
+    let producer = Producer::start(base)
+        .map_err(|error| KafkaError::ClientCreation(format!("no thread to poll it: {error}")))?;
     Ok((producer, receiver))
 }
 

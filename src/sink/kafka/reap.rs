@@ -140,7 +140,7 @@ async fn tombstone(
             let record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, ticket)
                 .key(&key)
                 .headers(headers);
-            producer.send(record).map_err(|(source, _)| {
+            producer.send(record).map_err(|source| {
                 unavailable(format!("failed to send tombstones to `{topic}`"), source)
             })?;
             in_flight += 1;

@@ -706,7 +706,7 @@ fn send(
     }
     producer
         .send(record)
-        .map_err(|(error, _)| error.rdkafka_error_code().unwrap_or(Code::Unknown))
+        .map_err(|error| error.rdkafka_error_code().unwrap_or(Code::Unknown))
 }
 
 /// Drops a producer on a thread of its own (librdkafka's threads are joined there), and tells the end of it.
