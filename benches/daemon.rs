@@ -99,7 +99,7 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// A collector without a state.
     pub(crate) async fn start(endpoints: &[Endpoint], sink: Box<dyn Sink>) -> anyhow::Result<Self> {
-        Self::restart(endpoints, sink, tempfile::tempdir_in("/var/tmp")?).await
+        Self::restart(endpoints, sink, new_folder()?).await
     }
 
     /// A collector with the state that another left.
@@ -277,6 +277,11 @@ impl Daemon {
         tokio::task::spawn_blocking(move || running.join()).await?;
         Ok(self.directory)
     }
+}
+
+/// A folder for a state, on a disk.
+pub(crate) fn new_folder() -> anyhow::Result<tempfile::TempDir> {
+    Ok(tempfile::tempdir_in("/var/tmp")?)
 }
 
 /// The endpoints that `benches/run` names.

@@ -8,22 +8,25 @@ mod fuzz;
 mod inits;
 
 use std::collections::HashMap;
-use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags};
 
+use crate::local::nsfs;
 use crate::reconcile::{FdToken, Process, ProcessReading};
 
 pub use inits::FirstLook;
 
 /// Longest file that is read of a process. `status` and `cgroup` have some KiB.
-const FILE_BYTES_MAX: u64 = 64 * 1024;
+const FILE_BYTES_MAX: usize = 64 * 1024;
+/// What is read at once.
+const READ_BYTES: usize = 4_096;
 
 /// A clock that is so far from where it should be has been stepped, by a person or by a time server; slewing moves it by
 /// at most 0.5 ms a second (adjtimex(2)), and two readings are not made at one instant.
@@ -33,15 +36,26 @@ const CLOCK_STEP_MS: u64 = 1_000;
 #[derive(Debug, Default)]
 pub struct NamespaceFds {
     next: AtomicU64,
-    held: Mutex<HashMap<FdToken, OwnedFd>>,
+    held: Mutex<HashMap<FdToken, Held>>,
+}
+
+/// A namespace that is held.
+#[derive(Debug)]
+struct Held {
+    namespace: OwnedFd,
+    /// A process in it that is asked for again and again, with its pidfd, which is of no other one.
+    process: Option<(u32, OwnedFd)>,
 }
 
 impl NamespaceFds {
     /// Takes an fd over.
-    pub(crate) fn hold(&self, fd: OwnedFd) -> FdToken {
+    pub(crate) fn hold(&self, namespace: OwnedFd) -> FdToken {
         let token = FdToken(self.next.fetch_add(1, Ordering::Relaxed) + 1);
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.insert(token, fd);
+        let held = Held {
+            namespace,
+            process: None,
+        };
+        self.all().insert(token, held);
         token
     }
 
@@ -51,28 +65,48 @@ impl NamespaceFds {
         token: FdToken,
         look: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> T,
     ) -> Option<T> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get(&token).map(|fd| look(fd.as_fd()))
+        self.all()
+            .get(&token)
+            .map(|held| look(held.namespace.as_fd()))
     }
 
     /// Closes an fd.
     pub fn release(&self, token: FdToken) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.remove(&token);
+        self.all().remove(&token);
     }
 
     /// Closes all fds but those of some tokens.
     pub fn retain(&self, tokens: &std::collections::BTreeSet<FdToken>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|token, _| tokens.contains(token));
+        self.all().retain(|token, _| tokens.contains(token));
     }
 
-    /// How many are held.
+    /// How many namespaces are held.
     pub fn count(&self) -> usize {
-        self.held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.all().len()
+    }
+
+    /// Keeps a process's pidfd beside its namespace, if none is there.
+    fn keep_process(&self, token: FdToken, pid: u32, pidfd: OwnedFd) {
+        if let Some(held) = self.all().get_mut(&token) {
+            held.process.get_or_insert((pid, pidfd));
+        }
+    }
+
+    /// Whether a process whose pidfd is kept has not ended; `None` where it is not kept, as it is no longer when it has.
+    fn lives(&self, token: FdToken, pid: u32) -> Option<bool> {
+        let mut all = self.all();
+        let held = all.get_mut(&token)?;
+        let (_, pidfd) = held.process.as_ref().filter(|(known, _)| *known == pid)?;
+        let mut ended = [PollFd::new(pidfd, PollFlags::IN)];
+        let lives = rustix::event::poll(&mut ended, Some(&Timespec::default())).ok()? == 0;
+        if !lives {
+            held.process = None;
+        }
+        Some(lives)
+    }
+
+    fn all(&self) -> MutexGuard<'_, HashMap<FdToken, Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -85,6 +119,8 @@ pub struct ProcessTable {
     /// not give one process two starts.
     boot_time_ms: AtomicU64,
     host_pns_inode: u64,
+    /// Its pids are those of our own PID namespace.
+    has_our_pids: bool,
     fds: NamespaceFds,
 }
 
@@ -99,11 +135,13 @@ impl ProcessTable {
             Err(Errno::ACCESS | Errno::PERM) => HOST_PNS_INODE,
             Err(error) => return Err(error.into()),
         };
+        let ours = pns_inode_at(Path::new("/proc/self/ns/pid"));
         Ok(Self {
             root: root.to_owned(),
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
             boot_time_ms: AtomicU64::new(boot_time_ms()),
             host_pns_inode,
+            has_our_pids: ours == Some(host_pns_inode),
             fds: NamespaceFds::default(),
         })
     }
@@ -190,15 +228,36 @@ impl ProcessTable {
 
     /// The PID namespace's number of a process; `None` where it is gone or may not be read.
     pub fn pns_inode(&self, pid: u32) -> Option<u64> {
-        let link =
-            rustix::fs::readlink(self.root.join(format!("{pid}/ns/pid")), Vec::new()).ok()?;
-        link_inode(&link.to_string_lossy())
+        pns_inode_at(&self.root.join(format!("{pid}/ns/pid")))
     }
 
     /// The start of a living process in clock ticks since boot; `None` where it is gone or a zombie.
     pub fn start_ticks(&self, pid: u32) -> Option<u64> {
-        let stat = std::fs::read(self.root.join(format!("{pid}/stat"))).ok()?;
-        stat_start_ticks(&String::from_utf8_lossy(&stat))
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let path = self.root.join(format!("{pid}/stat"));
+        let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+        stat_start_ticks(&read_whole(&file).ok()?)
+    }
+
+    /// Whether a process that started then, and whose namespace is held, still lives. A zombie does not. From the second
+    /// time on that costs a twentieth of a look at its `stat`: its pidfd is kept beside the namespace.
+    pub fn is_same(&self, pid: u32, start_ticks: u64, namespace: FdToken) -> bool {
+        if let Some(lives) = self.fds.lives(namespace, pid) {
+            return lives;
+        }
+        // Before its start is looked at: then it is that process's.
+        let pidfd = self.pidfd(pid);
+        let is_same = self.start_ticks(pid) == Some(start_ticks);
+        if is_same && let Some(pidfd) = pidfd {
+            self.fds.keep_process(namespace, pid, pidfd);
+        }
+        is_same
+    }
+
+    /// pidfd_open(2), Linux 5.3; `None` where our own pids are not this table's.
+    fn pidfd(&self, pid: u32) -> Option<OwnedFd> {
+        let pid = Pid::from_raw(i32::try_from(pid).ok()?).filter(|_| self.has_our_pids)?;
+        rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()
     }
 
     fn try_read(&self, pid: u32) -> Result<Process, Errno> {
@@ -206,33 +265,31 @@ impl ProcessTable {
         // First of all: a process that lives some ms has no namespace any more when it has died.
         let namespace = open_namespace(&directory)?;
         let cgroup = read_at(&directory, "cgroup")?;
-        let status = read_at(&directory, "status")?;
-        self.read_in(&directory, namespace, pid, &cgroup, &status)
+        let is_init = match self.first_of(&namespace) {
+            Some(first) => first == pid,
+            None => status_is_init(&read_at(&directory, "status")?),
+        };
+        let mnt_ns = live_mount_namespace(&directory).unwrap_or(0);
+        let process = self.pinned(&directory, namespace, pid, &cgroup)?;
+        Ok(Process {
+            mnt_ns,
+            is_init,
+            ..process
+        })
+    }
+
+    /// The pid of a namespace's first process, by a question that costs a tenth of a look at its status. `None` where the
+    /// kernel does not tell, and where our own pids are not this table's.
+    fn first_of(&self, namespace: &OwnedFd) -> Option<u32> {
+        self.has_our_pids
+            .then(|| nsfs::first_pid(namespace))
+            .flatten()
     }
 
     /// The directory of a process: what is read through it is of one process.
     fn open_process(&self, pid: u32) -> Result<OwnedFd, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::DIRECTORY;
         rustix::fs::open(self.root.join(pid.to_string()), flags, Mode::empty())
-    }
-
-    /// The rest of a process whose cgroup and status are read.
-    fn read_in(
-        &self,
-        directory: &OwnedFd,
-        namespace: OwnedFd,
-        pid: u32,
-        cgroup: &str,
-        status: &str,
-    ) -> Result<Process, Errno> {
-        let mnt_ns = live_mount_namespace(directory).unwrap_or(0);
-        let is_init = status_is_init(status);
-        let process = self.pinned(directory, namespace, pid, cgroup)?;
-        Ok(Process {
-            mnt_ns,
-            is_init,
-            ..process
-        })
     }
 
     /// What is known of a process without its status: whether it is pid 1 inside and its mount namespace are not in it.
@@ -291,18 +348,29 @@ fn live_mount_namespace(directory: &OwnedFd) -> Option<u64> {
 }
 
 fn read_at(directory: &OwnedFd, name: &str) -> Result<String, Errno> {
-    let fd = rustix::fs::openat(
-        directory,
-        name,
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let mut bytes = Vec::with_capacity(2_048);
-    std::fs::File::from(fd)
-        .take(FILE_BYTES_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::SRCH))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    read_whole(&rustix::fs::openat(directory, name, flags, Mode::empty())?)
+}
+
+/// Reads a file of a process. What a read gives of it is whole but where the buffer is full (`single_open`,
+/// fs/seq_file.c): there is no need to ask whether more comes.
+fn read_whole(file: &OwnedFd) -> Result<String, Errno> {
+    let mut buffer = [0; READ_BYTES];
+    let mut bytes = Vec::new();
+    loop {
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(file, &mut buffer))?;
+        bytes.extend_from_slice(buffer.get(..length).unwrap_or_default());
+        if length < buffer.len() || bytes.len() >= FILE_BYTES_MAX {
+            break;
+        }
+    }
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+}
+
+fn pns_inode_at(path: &Path) -> Option<u64> {
+    let link = rustix::fs::readlink(path, Vec::new()).ok()?;
+    link_inode(&link.to_string_lossy())
 }
 
 fn boot_time_ms() -> u64 {
@@ -410,6 +478,40 @@ mod tests {
         );
         let owner = table.user_namespace_owner(ours);
         assert_eq!(owner, Some(0), "the host's is root's");
+    }
+
+    #[test]
+    fn a_process_is_the_same_until_it_ends_whoever_has_its_pid_then() {
+        use rustix::process::{WaitId, WaitIdOptions};
+        let table = ProcessTable::open(Path::new("/proc")).expect("a process table is mounted");
+        let mut sleep = std::process::Command::new("sleep");
+        let mut sleep = sleep.arg("60").spawn().expect("there is `sleep`");
+        let pid = sleep.id();
+        let ticks = table.start_ticks(pid).expect("it lives");
+        let ours = std::fs::File::open("/proc/self/ns/pid").expect("we live");
+        let fd = table.fds().hold(ours.into());
+        assert!(!table.is_same(pid, ticks + 1, fd), "another one's start");
+        assert_eq!(table.fds().lives(fd, pid), None, "it was not the same");
+        assert!(table.is_same(pid, ticks, fd));
+        if table.has_our_pids {
+            assert_eq!(table.fds().lives(fd, pid), Some(true));
+        }
+        assert!(table.is_same(pid, ticks, fd));
+        assert!(table.is_same(
+            std::process::id(),
+            table.start_ticks(std::process::id()).expect("we live"),
+            fd
+        ));
+
+        sleep.kill().expect("it is ours");
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::Pid(Pid::from_child(&sleep)), ended).expect("it ends");
+        assert!(!table.is_same(pid, ticks, fd), "a zombie");
+        assert!(!table.is_same(pid, ticks, fd), "a zombie still");
+        sleep.wait().expect("it is ours");
+        assert!(!table.is_same(pid, ticks, fd));
+        table.fds().release(fd);
+        assert_eq!(table.fds().count(), 0);
     }
 
     #[test]

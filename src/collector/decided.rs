@@ -12,9 +12,9 @@ use crate::runtime::watch::{Request, now_ms};
 use crate::sink::{OwnKey, Report};
 use crate::wire::Renderer;
 
-/// From how many messages on a group is committed by a thread of its own: some milliseconds of work, against some ten
+/// From how many messages on a group is committed by a thread of its own: two milliseconds of work, against some ten
 /// microseconds for the thread. Only storms and cold starts come to so many in one commit.
-const LARGE_MIN: usize = 1_024;
+const LARGE_MIN: usize = 256;
 
 /// One group: what is committed of it, and what follows when it is durable.
 pub(super) struct Decided {

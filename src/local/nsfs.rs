@@ -1,4 +1,4 @@
-//! A PID namespace's ancestors, by the kernel's `NS_GET_PARENT` (Linux 4.9, `ioctl_ns(2)`).
+//! A PID namespace's ancestors, by the kernel's `NS_GET_PARENT` (Linux 4.9, `ioctl_ns(2)`), and its first process.
 //!
 //! Docker in Docker, a build's sandbox, a browser's: each makes a PID namespace below its container's, of which no
 //! runtime of this host knows. Its ancestors say whose it is.
@@ -81,6 +81,39 @@ pub(crate) fn parent(namespace: &OwnedFd) -> Result<OwnedFd, Errno> {
 
     // SAFETY: see above.
     unsafe { rustix::ioctl::ioctl(namespace, GetParent) }
+}
+
+/// The pid in our own PID namespace of another one's first process (`NS_GET_TGID_FROM_PIDNS`, Linux 6.11;
+/// `include/uapi/linux/nsfs.h`); `None` where it has none, and on older kernels.
+#[expect(
+    unsafe_code,
+    reason = "an ioctl has no safe form; this one takes a number and returns one"
+)]
+pub(crate) fn first_pid(namespace: &OwnedFd) -> Option<u32> {
+    struct GetFirst;
+
+    // SAFETY: NS_GET_TGID_FROM_PIDNS is _IOR(0xb7, 7, int): the kernel takes its argument as a pid, not as an address,
+    // reads and writes no memory of ours, and returns a pid.
+    unsafe impl Ioctl for GetFirst {
+        type Output = u32;
+
+        const IS_MUTATING: bool = false;
+
+        fn opcode(&self) -> Opcode {
+            opcode::read::<i32>(0xb7, 7)
+        }
+
+        fn as_ptr(&mut self) -> *mut c_void {
+            std::ptr::without_provenance_mut(1)
+        }
+
+        unsafe fn output_from_ptr(pid: IoctlOutput, _: *mut c_void) -> rustix::io::Result<u32> {
+            u32::try_from(pid).map_err(|_| Errno::SRCH)
+        }
+    }
+
+    // SAFETY: see above.
+    unsafe { rustix::ioctl::ioctl(namespace, GetFirst) }.ok()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _};
+use redb::{Builder, Database, Durability, ReadableDatabase as _, ReadableTable as _};
 
 use super::chunk;
 use super::ledger::Fault;
@@ -226,9 +226,11 @@ impl Loaded {
         Self::read_all(database).map_err(|fault| OutboxError::of("read", directory, fault))
     }
 
-    /// Reads the rows, and makes the tables that are missing.
+    /// Reads the rows, and makes the tables that are missing. Those are on disk with the first commit: nothing is said of
+    /// them before.
     fn read_all(database: &Database) -> Result<Self, Fault> {
-        let transaction = database.begin_write()?;
+        let mut transaction = database.begin_write()?;
+        transaction.set_durability(Durability::None)?;
         let mut rows = Rows::default();
         let mut owed = BTreeSet::new();
         let meta = read_meta(&transaction.open_table(META)?)?;

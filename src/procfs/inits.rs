@@ -11,13 +11,11 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use rustix::io::Errno;
-use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 
 use super::{ProcessTable, cgroup_path, live_mount_namespace, open_namespace, read_at};
 use crate::halves::in_halves;
@@ -286,7 +284,7 @@ fn place_by_nsfs(table: &ProcessTable, namespace: &OwnedFd, pid: u32) -> Option<
     }
     // Its first process has a pid here only if we see it from the host's namespace: what is right below that is right
     // below no other.
-    Some(if first_of(namespace)? == pid {
+    Some(if nsfs::first_pid(namespace)? == pid {
         Place::First
     } else {
         Place::Inside
@@ -299,39 +297,6 @@ fn place_by_status(status: &str) -> Place {
         [_, "1"] => Place::First,
         _ => Place::Inside,
     }
-}
-
-/// The pid in our own PID namespace of another one's first process (`NS_GET_TGID_FROM_PIDNS`, Linux 6.11;
-/// `include/uapi/linux/nsfs.h`); `None` where it has none, and on older kernels.
-#[expect(
-    unsafe_code,
-    reason = "an ioctl has no safe form; this one takes a number and returns one"
-)]
-fn first_of(namespace: &OwnedFd) -> Option<u32> {
-    struct GetFirst;
-
-    // SAFETY: NS_GET_TGID_FROM_PIDNS is _IOR(0xb7, 7, int): the kernel takes its argument as a pid, not as an address,
-    // reads and writes no memory of ours, and returns a pid.
-    unsafe impl Ioctl for GetFirst {
-        type Output = u32;
-
-        const IS_MUTATING: bool = false;
-
-        fn opcode(&self) -> Opcode {
-            opcode::read::<i32>(0xb7, 7)
-        }
-
-        fn as_ptr(&mut self) -> *mut c_void {
-            std::ptr::without_provenance_mut(1)
-        }
-
-        unsafe fn output_from_ptr(pid: IoctlOutput, _: *mut c_void) -> rustix::io::Result<u32> {
-            u32::try_from(pid).map_err(|_| Errno::SRCH)
-        }
-    }
-
-    // SAFETY: see above.
-    unsafe { rustix::ioctl::ioctl(namespace, GetFirst) }.ok()
 }
 
 /// The container that a cgroup's path names last: what is inside of another one is the inner one's.

@@ -55,6 +55,15 @@ impl Default for Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FdToken(pub u64);
 
+/// What is known of a process whose namespace is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    /// Its start, in clock ticks since boot.
+    pub start_ticks: u64,
+    /// The fd on its namespace.
+    pub fd: FdToken,
+}
+
 /// A process as it was read, pinned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {

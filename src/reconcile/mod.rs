@@ -44,7 +44,7 @@ use std::sync::Arc;
 
 pub use container::Tracked;
 pub use grammar::{
-    Counters, Effect, FdToken, Identity, InspectOutcome, ListOutcome, Observation, Process,
+    Counters, Effect, FdToken, Identity, InspectOutcome, ListOutcome, Observation, Pinned, Process,
     ProcessReading, Restored, Row, RowKey, Settings,
 };
 pub use listing::Source;
@@ -298,15 +298,18 @@ impl Reconciler {
                 .any(|tracked| tracked.owner == *source && tracked.is_awaited())
     }
 
-    /// The start ticks of a container's open run with this pid, where its namespace is held: then a look at the
-    /// process needs to tell only whether it is still the same.
-    pub fn pinned_ticks(&self, id: &ContainerId, pid: u32) -> Option<u64> {
+    /// What is known of the process of a container's open run with this pid, where its namespace is held: then a look at
+    /// the process needs to tell only whether it is still the same.
+    pub fn pinned(&self, id: &ContainerId, pid: u32) -> Option<Pinned> {
         let tracked = self.containers.get(id)?;
         let mut runs = [&tracked.run, &tracked.hint].into_iter().flatten();
         runs.find_map(|run| {
             let row = self.namespaces.get(&run.pns_inode?)?;
-            (run.pid == Some(pid) && row.fd.is_some() && row.phase == Phase::Live)
-                .then_some(run.start_ticks)
+            let fd = row.fd.filter(|_| row.phase == Phase::Live)?;
+            (run.pid == Some(pid)).then_some(Pinned {
+                start_ticks: run.start_ticks,
+                fd,
+            })
         })
     }
 

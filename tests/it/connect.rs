@@ -105,6 +105,41 @@ async fn each_runtime_is_known_by_its_version() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A ping answers as the engines of the lab do; anything less is asked for the version.
+#[tokio::test]
+async fn an_engine_that_a_ping_tells_of_is_not_asked_for_its_version() -> anyhow::Result<()> {
+    let folder = tempdir()?;
+    let docker = FakeDocker::start(folder.path())?;
+    for (server, api, name, version, is_asked) in [
+        (
+            "Docker/28.5.2+dfsg4 (linux)",
+            "1.51",
+            "docker",
+            "28.5.2+dfsg4",
+            false,
+        ),
+        ("Libpod/4.3.1 (linux)", "1.41", "podman", "4.3.1", false),
+        ("Docker/99.0 (linux)", "1.99", "docker", "28.5.2", true),
+        ("Docker/28.5.2 (linux)", "new", "docker", "28.5.2", true),
+        ("Docker/", "1.51", "docker", "28.5.2", true),
+        ("nginx/1.21", "1.51", "docker", "28.5.2", true),
+        ("", "", "docker", "28.5.2", true),
+    ] {
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nServer: {server}\r\nApi-Version: {api}\r\nContent-Length: 2\r\n\r\nOK"
+        );
+        docker.reply("/_ping", Reply::Raw(answer.into_bytes()));
+        let asked = docker.requests().len();
+        let client = connect(&docker.endpoint()).await?;
+        let info = client.info();
+        assert_eq!((&*info.name, &*info.version), (name, version), "{server}");
+        let requests = docker.requests().split_off(asked);
+        assert_eq!(requests.contains(&"GET /version".to_owned()), is_asked);
+        client.list().await?;
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn requests_carry_the_version_that_both_sides_know() -> anyhow::Result<()> {
     let folder = tempdir()?;

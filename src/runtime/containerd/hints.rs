@@ -40,6 +40,8 @@ const FILTERS: [&str; 4] = [
     "topic==\"/containers/create\"",
     "topic==\"/containers/delete\"",
 ];
+/// How long they wait at the start: everybody waits for the first lists, and only what starts meanwhile for hints.
+const HELD: Duration = Duration::from_millis(50);
 /// The first and the longest wait before the stream is asked for again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
@@ -47,6 +49,10 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::f
 /// `cri` is the endpoint of CRI at the same socket, if it is watched. Dropped midway, the threads that read go on until
 /// `stop`.
 pub async fn hints(socket: PathBuf, cri: Option<SourceId>, context: WatchContext) {
+    tokio::select! {
+        () = context.stop.cancelled() => return,
+        () = tokio::time::sleep(HELD) => {}
+    }
     let socket: Arc<Path> = socket.into();
     let of_bundles = {
         let (socket, context) = (Arc::clone(&socket), context.clone());

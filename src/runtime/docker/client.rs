@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 
 use super::exit_labels::ExitLabels;
 use super::http::{AnswerTooLong, BoxError, Http, ServerSaid, read_whole};
+use super::normalise::Engine;
 use super::wire::{Details, ExecDetails, Row, Version};
 use super::{events, http, normalise};
 use crate::model::{Container, ContainerId, ContainerKind};
@@ -55,7 +56,7 @@ pub(super) struct DockerClient {
     options: Options,
 }
 
-/// Asks for the version. The caller limits the time.
+/// Asks who is there. The caller limits the time.
 ///
 /// # Errors
 /// As [`crate::runtime::connect_with`].
@@ -72,22 +73,27 @@ pub(in crate::runtime) async fn connect(
         source,
     };
 
-    let (status, body) = http
-        .get_whole("/version", options.message_bytes_max)
-        .await
-        .map_err(stranger)?;
-    if status.is_server_error() {
-        return Err(RuntimeError::Connect {
-            endpoint: uri,
-            source: Box::new(ServerSaid::new(status, &body)),
-        });
-    }
-    if status != StatusCode::OK {
-        return Err(stranger(Box::new(ServerSaid::new(status, &body))));
-    }
-    let version: Version = serde_json::from_str(&body).map_err(|error| stranger(error.into()))?;
-    let Some((major, minor)) = normalise::api_version(&version) else {
-        return Err(stranger("the answer has no API version".into()));
+    let engine = match greeting(&http, options).await {
+        Some(engine) => engine,
+        None => {
+            let (status, body) = http
+                .get_whole("/version", options.message_bytes_max)
+                .await
+                .map_err(stranger)?;
+            if status.is_server_error() {
+                return Err(RuntimeError::Connect {
+                    endpoint: uri,
+                    source: Box::new(ServerSaid::new(status, &body)),
+                });
+            }
+            if status != StatusCode::OK {
+                return Err(stranger(Box::new(ServerSaid::new(status, &body))));
+            }
+            let version: Version =
+                serde_json::from_str(&body).map_err(|error| stranger(error.into()))?;
+            normalise::engine(&version)
+                .ok_or_else(|| stranger("the answer has no API version".into()))?
+        }
     };
     let bollard = http
         .bollard(options.request_timeout)
@@ -98,8 +104,8 @@ pub(in crate::runtime) async fn connect(
 
     let info = RuntimeInfo {
         endpoint: endpoint.clone(),
-        name: normalise::engine_name(&version).into(),
-        version: text::bounded(version.version.text()).into(),
+        name: engine.name.into(),
+        version: text::bounded(&engine.version).into(),
         peer_uid: probe.peer_uid,
         socket: probe.socket,
     };
@@ -108,11 +114,27 @@ pub(in crate::runtime) async fn connect(
         bollard,
         info,
         uri,
-        prefix: format!("/v{major}.{minor}"),
+        prefix: format!("/v{}.{}", engine.api.0, engine.api.1),
         exit_labels: Arc::default(),
         first_list: FirstList::default(),
         options: options.clone(),
     }))
+}
+
+/// What the headers of a ping tell of the engine; `None` where they do not tell all. A ping costs dockerd nothing, and its
+/// `/version` some 4 ms and two processes: it runs `runc --version` and `docker-init --version` each time.
+async fn greeting(http: &Http, options: &Options) -> Option<Engine> {
+    let response = http.get("/_ping").await.ok()?;
+    let is_ok = response.status() == StatusCode::OK;
+    let header = |name| {
+        let value = response.headers().get(name);
+        value.and_then(|value| value.to_str().ok()).unwrap_or("")
+    };
+    let engine = normalise::greeting(header("server"), header("api-version"));
+    read_whole(response.into_body(), options.message_bytes_max)
+        .await
+        .ok()?;
+    engine.filter(|_| is_ok)
 }
 
 #[async_trait]

@@ -60,8 +60,7 @@ fn fuzz_docker_list() {
 fn fuzz_docker_version() {
     feed("docker version", &samples(&[VERSION]), |bytes| {
         if let Ok(version) = serde_json::from_str::<Version>(&String::from_utf8_lossy(bytes)) {
-            let _ = normalise::api_version(&version);
-            normalise::engine_name(&version);
+            let _ = normalise::engine(&version);
         }
     });
 }

@@ -25,22 +25,47 @@ const DOCKER: &str = "docker";
 /// Newest API version that we know; what is read has been the same since 1.24.
 pub(super) const API_VERSION_MAX: (u32, u32) = (1, 53);
 
-/// Which engine it is: Podman calls its first component `Podman Engine`.
-pub(super) fn engine_name(version: &Version) -> &'static str {
+/// Who answers at a socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Engine {
+    /// `docker` or `podman`.
+    pub(super) name: &'static str,
+    /// Its own version.
+    pub(super) version: String,
+    /// The API version to speak: the server's newest, at most ours; where ours is too old for it, its oldest.
+    pub(super) api: (u32, u32),
+}
+
+/// What the headers of an answer tell: dockerd's `Server: Docker/28.5.2 (linux)` (moby, api/server/middleware/version.go),
+/// Podman's `Libpod/4.3.1 (linux)` (pkg/api/server/handler_api.go). `None` where they do not tell all, and where the API
+/// is newer than ours: how old a version the server takes they do not say.
+pub(super) fn greeting(server: &str, api_version: &str) -> Option<Engine> {
+    let (product, version) = server.split_once('/')?;
+    let name = match product {
+        "Docker" => DOCKER,
+        "Libpod" => PODMAN,
+        _ => return None,
+    };
+    let version = version.split_ascii_whitespace().next()?.to_owned();
+    let api = parse_api_version(api_version).filter(|newest| *newest <= API_VERSION_MAX)?;
+    Some(Engine { name, version, api })
+}
+
+/// What `/version` tells; `None` where it has no API version: it is no Docker. Podman calls its first component
+/// `Podman Engine`.
+pub(super) fn engine(version: &Version) -> Option<Engine> {
+    let newest = parse_api_version(version.api_version.text())?;
+    let oldest = parse_api_version(version.min_api_version.text()).unwrap_or(newest);
     let is_podman = version.components.0.as_ref().is_some_and(|components| {
         components
             .iter()
             .any(|component| component.name.text().starts_with("Podman"))
     });
-    if is_podman { PODMAN } else { DOCKER }
-}
-
-/// The API version to speak: the server's newest, at most ours; where ours is too old for it, its oldest.
-/// `None` where the answer has no version: it is no Docker.
-pub(super) fn api_version(version: &Version) -> Option<(u32, u32)> {
-    let newest = parse_api_version(version.api_version.text())?;
-    let oldest = parse_api_version(version.min_api_version.text()).unwrap_or(newest);
-    Some(newest.min(API_VERSION_MAX).max(oldest.min(newest)))
+    Some(Engine {
+        name: if is_podman { PODMAN } else { DOCKER },
+        version: version.version.text().to_owned(),
+        api: newest.min(API_VERSION_MAX).max(oldest.min(newest)),
+    })
 }
 
 fn parse_api_version(text: &str) -> Option<(u32, u32)> {

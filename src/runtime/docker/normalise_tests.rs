@@ -232,7 +232,7 @@ fn the_list_of_docker_is_read_whole() {
 fn the_version_to_speak_is_one_that_both_know() {
     let version = |newest: &str, oldest: &str| {
         let text = json!({"ApiVersion": newest, "MinAPIVersion": oldest}).to_string();
-        api_version(&serde_json::from_str(&text).expect("it is JSON"))
+        engine(&serde_json::from_str(&text).expect("it is JSON")).map(|engine| engine.api)
     };
     assert_eq!(version("1.41", "1.12"), Some((1, 41)));
     assert_eq!(version("1.53", "1.44"), Some((1, 53)));
