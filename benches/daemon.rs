@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -34,13 +34,26 @@ pub(crate) struct Keys {
     mappings: usize,
 }
 
+/// What a bus was told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Told {
+    /// How much by now.
+    pub(crate) keys: Keys,
+    /// When it was all.
+    pub(crate) all_at: Option<Instant>,
+}
+
 /// A bus that has everything at once, and counts the keys.
-pub(crate) struct Counting(watch::Sender<Keys>);
+pub(crate) struct Counting {
+    told: watch::Sender<Told>,
+    all: Keys,
+}
 
 impl Counting {
-    pub(crate) fn new() -> (Self, watch::Receiver<Keys>) {
-        let (keys, counted) = watch::channel(Keys::default());
-        (Self(keys), counted)
+    /// Whoever has the receiver is woken once, when it is `all`: the counting is to cost nothing.
+    pub(crate) fn new(all: Keys) -> (Self, watch::Receiver<Told>) {
+        let (told, counted) = watch::channel(Told::default());
+        (Self { told, all }, counted)
     }
 }
 
@@ -70,9 +83,17 @@ impl Sink for Counting {
                 Topic::Pns => _ = mappings.insert(message.item.clone()),
                 Topic::Deltas | Topic::Status | Topic::Processes | Topic::Ports => {}
             }
-            self.0.send_replace(Keys {
+            let keys = Keys {
                 records: records.len(),
                 mappings: mappings.len(),
+            };
+            self.told.send_if_modified(|told| {
+                told.keys = keys;
+                let is_all = keys == self.all && told.all_at.is_none();
+                if is_all {
+                    told.all_at = Some(Instant::now());
+                }
+                is_all
             });
             if passed.send(message).await.is_err() {
                 break;

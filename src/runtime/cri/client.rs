@@ -170,17 +170,17 @@ impl RuntimeClient for CriClient {
             .await?
             .map_err(|status| self.failed(request, &status))?;
         let (sandboxes, containers) = (sandboxes.into_inner(), containers.into_inner());
+        let (listing, known) = normalise::listing(&sandboxes, &containers);
+        self.pods.replace(known);
         if self.is_containerd() {
             self.first_list.keep(|| {
-                let sandboxes = sandboxes.items.iter().cloned().map(SketchRow::Sandbox);
-                let containers = containers.containers.iter().cloned();
+                let sandboxes = sandboxes.items.into_iter().map(SketchRow::Sandbox);
+                let containers = containers.containers.into_iter();
                 sandboxes
                     .chain(containers.map(SketchRow::Container))
                     .collect()
             });
         }
-        let (listing, known) = normalise::listing(sandboxes, containers);
-        self.pods.replace(known);
         Ok(listing)
     }
 

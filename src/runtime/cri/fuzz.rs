@@ -160,7 +160,7 @@ fn fuzz_cri_lists() {
     feed("CRI lists", &samples, |bytes| {
         let sandboxes = ListPodSandboxResponse::decode(bytes).unwrap_or_default();
         let containers = ListContainersResponse::decode(bytes).unwrap_or_default();
-        drop(normalise::listing(sandboxes, containers));
+        drop(normalise::listing(&sandboxes, &containers));
         drop(VersionResponse::decode(bytes));
     });
 }

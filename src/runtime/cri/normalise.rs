@@ -28,12 +28,12 @@ pub(super) struct Runtime {
 
 /// A whole list, and what is to be remembered of it. Rows without a usable id are skipped and counted.
 pub(super) fn listing(
-    sandboxes: ListPodSandboxResponse,
-    containers: ListContainersResponse,
+    sandboxes: &ListPodSandboxResponse,
+    containers: &ListContainersResponse,
 ) -> (Listing, Known) {
     let mut listing = Listing::default();
     let mut known = Known::default();
-    for row in sandboxes.items {
+    for row in &sandboxes.items {
         let Some(id) = id(&row.id) else {
             listing.skipped += 1;
             continue;
@@ -41,16 +41,16 @@ pub(super) fn listing(
         if sandbox_state(row.state) == State::Exited {
             known.stopped.insert(id.clone());
         }
-        listing.rows.push(sandbox_row(&id, &row));
+        listing.rows.push(sandbox_row(&id, row));
         let pod = pod_of_sandbox(&id, row.metadata.as_ref());
         known.sandboxes.insert(id, Arc::new(pod));
     }
-    for row in containers.containers {
+    for row in &containers.containers {
         let Some(id) = id(&row.id) else {
             listing.skipped += 1;
             continue;
         };
-        listing.rows.push(container_row(&id, &row));
+        listing.rows.push(container_row(&id, row));
         let facts = ListFacts {
             sandbox_id: self::id(&row.pod_sandbox_id),
             image_name: image_name(row.image.as_ref()),
@@ -62,13 +62,14 @@ pub(super) fn listing(
 }
 
 fn sandbox_row(id: &ContainerId, row: &proto::PodSandbox) -> ListRow {
-    let metadata = row.metadata.clone().unwrap_or_default();
+    let metadata = row.metadata.as_ref();
+    let text = |pick: fn(&PodSandboxMetadata) -> &Vec<u8>| metadata.map_or(&[][..], |m| pick(m));
     let print = Fingerprint::new()
         .field(id.as_str().as_bytes())
-        .field(&metadata.name)
-        .field(&metadata.uid)
-        .field(&metadata.namespace)
-        .field(&metadata.attempt.to_le_bytes())
+        .field(text(|metadata| &metadata.name))
+        .field(text(|metadata| &metadata.uid))
+        .field(text(|metadata| &metadata.namespace))
+        .field(&metadata.map_or(0, |m| m.attempt).to_le_bytes())
         .field(&row.state.to_le_bytes())
         .field(&row.created_at.to_le_bytes());
     ListRow {
@@ -80,14 +81,18 @@ fn sandbox_row(id: &ContainerId, row: &proto::PodSandbox) -> ListRow {
 }
 
 fn container_row(id: &ContainerId, row: &proto::Container) -> ListRow {
-    let metadata = row.metadata.clone().unwrap_or_default();
-    let image = row.image.clone().unwrap_or_default();
+    let metadata = row.metadata.as_ref();
+    let image = row.image.as_ref();
     let print = Fingerprint::new()
         .field(id.as_str().as_bytes())
         .field(&row.pod_sandbox_id)
-        .field(&metadata.name)
-        .field(&metadata.attempt.to_le_bytes())
-        .field(&image.image)
+        .field(metadata.map_or(&[][..], |metadata| &metadata.name))
+        .field(
+            &metadata
+                .map_or(0, |metadata| metadata.attempt)
+                .to_le_bytes(),
+        )
+        .field(image.map_or(&[][..], |image| &image.image))
         .field(&row.image_ref)
         .field(&row.image_id)
         .field(&row.state.to_le_bytes())

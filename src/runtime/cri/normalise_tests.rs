@@ -326,7 +326,7 @@ fn a_hostile_row_costs_only_itself() {
     let sandboxes = ListPodSandboxResponse {
         items: vec![PodSandbox::default()],
     };
-    let (listing, known) = listing(sandboxes, containers);
+    let (listing, known) = listing(&sandboxes, &containers);
     assert_eq!((listing.rows.len(), listing.skipped), (1, 3));
     assert_eq!(known.containers.len(), 1);
 }
