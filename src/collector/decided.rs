@@ -137,7 +137,6 @@ impl Collector {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::path::Path;
 
     use tokio::sync::{Notify, mpsc, watch};
@@ -173,28 +172,19 @@ mod tests {
 
     fn running() -> Container {
         Container {
-            id: ContainerId::parse("web").expect("letters are an id"),
             name: "web".to_owned(),
-            kind: ContainerKind::Container,
-            runtime: RuntimeType::Docker,
             runtime_name: "docker".into(),
             runtime_version: "1".into(),
             state: State::Running,
-            image_id: String::new(),
             image_name: "busybox".to_owned(),
-            image_digest: String::new(),
             pid: Some(7),
             created_at_ns: 1,
             started_at_ns: Some(2),
-            finished_at_ns: None,
-            exit_code: None,
-            oom_killed: None,
-            restart_count: None,
-            pod: None,
-            pid_mode: String::new(),
-            privileged: None,
-            reason: String::new(),
-            labels: BTreeMap::new(),
+            ..Container::bare(
+                ContainerId::parse("web").expect("letters are an id"),
+                ContainerKind::Container,
+                RuntimeType::Docker,
+            )
         }
     }
 

@@ -256,28 +256,16 @@ fn id(name: &str) -> ContainerId {
 fn container(name: &str, state: State) -> Container {
     let now_ns = now_ms() * 1_000_000;
     Container {
-        id: id(name),
         name: name.to_owned(),
-        kind: ContainerKind::Container,
-        runtime: RuntimeType::Docker,
         runtime_name: "docker".into(),
         runtime_version: "1".into(),
         state,
-        image_id: String::new(),
-        image_name: String::new(),
-        image_digest: String::new(),
         pid: state.is_live().then(std::process::id),
         created_at_ns: 1,
         started_at_ns: Some(now_ns),
         finished_at_ns: (!state.is_live()).then_some(now_ns),
         exit_code: (!state.is_live()).then_some(0),
-        oom_killed: None,
-        restart_count: None,
-        pod: None,
-        pid_mode: String::new(),
-        privileged: None,
-        reason: String::new(),
-        labels: BTreeMap::new(),
+        ..Container::bare(id(name), ContainerKind::Container, RuntimeType::Docker)
     }
 }
 

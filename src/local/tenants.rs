@@ -198,28 +198,16 @@ mod tests {
 
     fn tenant(name: &str, pid: u32) -> Tenant {
         let container = Container {
-            id: ContainerId::parse(name).expect("the test's id is one"),
             name: name.to_owned(),
-            kind: ContainerKind::Container,
-            runtime: RuntimeType::Docker,
             runtime_name: "docker".into(),
             runtime_version: "1".into(),
             state: State::Running,
-            image_id: String::new(),
-            image_name: String::new(),
-            image_digest: String::new(),
             pid: Some(pid),
-            created_at_ns: 0,
-            started_at_ns: None,
-            finished_at_ns: None,
-            exit_code: None,
-            oom_killed: None,
-            restart_count: None,
-            pod: None,
-            pid_mode: String::new(),
-            privileged: None,
-            reason: String::new(),
-            labels: BTreeMap::new(),
+            ..Container::bare(
+                ContainerId::parse(name).expect("the test's id is one"),
+                ContainerKind::Container,
+                RuntimeType::Docker,
+            )
         };
         Tenant {
             container: Arc::new(container),

@@ -231,6 +231,36 @@ pub struct Container {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Container {
+    /// One that is created, and of which nothing else is known.
+    pub fn bare(id: ContainerId, kind: ContainerKind, runtime: RuntimeType) -> Self {
+        Self {
+            id,
+            name: String::new(),
+            kind,
+            runtime,
+            runtime_name: "".into(),
+            runtime_version: "".into(),
+            state: State::Created,
+            image_id: String::new(),
+            image_name: String::new(),
+            image_digest: String::new(),
+            pid: None,
+            created_at_ns: 0,
+            started_at_ns: None,
+            finished_at_ns: None,
+            exit_code: None,
+            oom_killed: None,
+            restart_count: None,
+            pod: None,
+            pid_mode: String::new(),
+            privileged: None,
+            reason: String::new(),
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
 /// One row of a runtime's list: just what tells whether an inspect is needed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListRow {

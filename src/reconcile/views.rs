@@ -3,7 +3,6 @@
 //! An inspect speaks of one moment only. The deltas of one round show the container before, in and after each of
 //! its runs: the same facts, with another [`RunView`] in them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::runs::End;
@@ -109,28 +108,14 @@ pub(super) fn barely_known(
         runtime.map_or_else(|| "".into(), |runtime| Arc::clone(pick(runtime)))
     };
     Container {
-        id: id.clone(),
-        name: String::new(),
-        kind,
-        runtime: runtime.map_or(RuntimeType::Docker, |runtime| runtime.runtime),
         runtime_name: text(|runtime| &runtime.name),
         runtime_version: text(|runtime| &runtime.version),
-        state: State::Created,
-        image_id: String::new(),
-        image_name: String::new(),
-        image_digest: String::new(),
-        pid: None,
         created_at_ns,
-        started_at_ns: None,
-        finished_at_ns: None,
-        exit_code: None,
-        oom_killed: None,
-        restart_count: None,
-        pod: None,
-        pid_mode: String::new(),
-        privileged: None,
-        reason: String::new(),
-        labels: BTreeMap::new(),
+        ..Container::bare(
+            id.clone(),
+            kind,
+            runtime.map_or(RuntimeType::Docker, |runtime| runtime.runtime),
+        )
     }
 }
 

@@ -85,28 +85,14 @@ impl RuntimeClient for Fake {
 /// A container that runs, with the one process that there is.
 fn running(id: ContainerId) -> Container {
     Container {
-        id,
         name: "a".to_owned(),
-        kind: ContainerKind::Container,
-        runtime: RuntimeType::Docker,
         runtime_name: "docker".into(),
         runtime_version: "1".into(),
         state: State::Running,
-        image_id: String::new(),
-        image_name: String::new(),
-        image_digest: String::new(),
         pid: Some(FAKE_PID),
         created_at_ns: 1,
         started_at_ns: Some(1),
-        finished_at_ns: None,
-        exit_code: None,
-        oom_killed: None,
-        restart_count: None,
-        pod: None,
-        pid_mode: String::new(),
-        privileged: None,
-        reason: String::new(),
-        labels: std::collections::BTreeMap::new(),
+        ..Container::bare(id, ContainerKind::Container, RuntimeType::Docker)
     }
 }
 

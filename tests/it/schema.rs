@@ -42,28 +42,9 @@ fn renderer() -> Renderer {
 /// A container of which nothing is known that need not be.
 fn bare_container() -> Container {
     Container {
-        id: id(ID),
-        name: String::new(),
-        kind: ContainerKind::Container,
-        runtime: RuntimeType::Docker,
         runtime_name: "docker".into(),
         runtime_version: "28.5.2".into(),
-        state: State::Created,
-        image_id: String::new(),
-        image_name: String::new(),
-        image_digest: String::new(),
-        pid: None,
-        created_at_ns: 0,
-        started_at_ns: None,
-        finished_at_ns: None,
-        exit_code: None,
-        oom_killed: None,
-        restart_count: None,
-        pod: None,
-        pid_mode: String::new(),
-        privileged: None,
-        reason: String::new(),
-        labels: BTreeMap::new(),
+        ..Container::bare(id(ID), ContainerKind::Container, RuntimeType::Docker)
     }
 }
 

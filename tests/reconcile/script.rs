@@ -51,28 +51,12 @@ pub(crate) fn ns(at_ms: u64) -> u64 {
 /// A container that was created at 0.
 pub(crate) fn created(number: u8, runtime: RuntimeType) -> Container {
     Container {
-        id: id(number),
         name: format!("name-{number}"),
-        kind: ContainerKind::Container,
-        runtime,
         runtime_name: runtime.as_str().into(),
         runtime_version: "1".into(),
-        state: State::Created,
-        image_id: String::new(),
         image_name: "busybox".to_owned(),
-        image_digest: String::new(),
-        pid: None,
         created_at_ns: ns(0),
-        started_at_ns: None,
-        finished_at_ns: None,
-        exit_code: None,
-        oom_killed: None,
-        restart_count: None,
-        pod: None,
-        pid_mode: String::new(),
-        privileged: None,
-        reason: String::new(),
-        labels: BTreeMap::new(),
+        ..Container::bare(id(number), ContainerKind::Container, runtime)
     }
 }
 

@@ -213,28 +213,16 @@ impl World {
             labels.insert("io.kubernetes.pod.uid".to_owned(), "u".to_owned());
         }
         let facts = Container {
-            id: id.clone(),
             name: format!("name-{number}"),
-            kind,
-            runtime: runtime.runtime_type(),
             runtime_name: runtime.name().into(),
             runtime_version: "1".into(),
-            state: State::Created,
             image_id: "f".repeat(64),
             image_name: "busybox:latest".to_owned(),
-            image_digest: String::new(),
-            pid: None,
             created_at_ns,
-            started_at_ns: None,
-            finished_at_ns: None,
-            exit_code: None,
             oom_killed: (runtime == Runtime::Docker).then_some(false),
-            restart_count: None,
             pod: pod.filter(|_| runtime == Runtime::Cri),
-            pid_mode: String::new(),
-            privileged: None,
-            reason: String::new(),
             labels,
+            ..Container::bare(id.clone(), kind, runtime.runtime_type())
         };
         let container = WorldContainer {
             runtime,

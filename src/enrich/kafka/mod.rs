@@ -1,6 +1,6 @@
 //! The shell for Kafka: one member of a consumer group, on a thread of its own.
 //!
-//! - [`table`] reads the mapping topic, all of it in each member; [`watch`] hears of the group's partitions; [`offsets`] knows what may
+//! - [`session`] holds the clients; [`table`] reads the mapping topic, all of it in each member; [`watch`] hears of the group's partitions; [`offsets`] knows what may
 //!   be committed; [`flight`] what the output does not have yet. Here is the order in which things happen.
 //! - An offset is committed when the output (or the topic of the invalid ones) has acknowledged all events up to it. What goes
 //!   wrong in between begins a new session from what was committed; the table stays.
@@ -8,34 +8,32 @@
 
 mod flight;
 mod offsets;
+mod session;
 mod stall;
 mod table;
 mod watch;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::Message as _;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use tokio_util::sync::CancellationToken;
 
-use self::flight::{Envelope, Failure, Flight, Routes, To};
+use self::flight::{Envelope, Failure, Routes, To};
 use self::offsets::Mark;
-use self::stall::Stall;
+use self::session::{Session, is_refusal};
 use self::table::TableReader;
-use self::watch::{Watch, commit, ends_of};
 use super::Spliced;
 use super::joiner::{Action, Done, Incoming, Joiner};
 use super::shell::stats::{Phase, Stats};
 use super::shell::{Clock, DRAIN_GRACE, LOG_INTERVAL, SWEEP_INTERVAL, Setup, TELL_INTERVAL};
 use crate::backoff::Backoff;
 use crate::model::Topic;
-use crate::sink::access::{FileError, KafkaAccess};
-use crate::sink::kafka::{
-    BATCH_BYTES_MAX, BATCH_BYTES_MIN, FORSAKEN, Order, base_config, open_producer, set_statistics,
-};
+use crate::sink::access::KafkaAccess;
+use crate::sink::kafka::{BATCH_BYTES_MAX, BATCH_BYTES_MIN};
 
 /// Messages of either topic that are taken before the other one has its turn.
 const TURN_MAX: usize = 500;
@@ -60,12 +58,6 @@ const RESTART_WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration
 
 /// A session that has lasted this long was a good one.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
-
-/// How soon a member that was killed is missed. Kafka's own default is 45 s.
-const SESSION_TIMEOUT_MS: &str = "10000";
-
-/// Largest message that the producer takes; what the broker takes is the broker's matter.
-const MESSAGE_BYTES_MAX: &str = "67108864";
 
 /// Joins until `stop`. It blocks: give it a thread.
 ///
@@ -252,7 +244,7 @@ impl Enricher<'_> {
                 drain_until = Some(Instant::now() + grace + DRAIN_GRACE);
             }
             self.follow(table, Duration::ZERO, &mut done);
-            if let Some(failure) = lost(&session, table) {
+            if let Some(failure) = session.lost(table) {
                 self.tell_session(&session);
                 return Err(failure);
             }
@@ -314,6 +306,7 @@ impl Enricher<'_> {
                 Some(Ok(message)) => {
                     let mark = flight.begin(message.partition(), message.offset());
                     drop(flight);
+                    session.is_refused = false;
                     self.joiner
                         .take(incoming(&message, mark), self.clock.now(), done);
                 }
@@ -473,122 +466,5 @@ fn incoming<'m>(message: &'m BorrowedMessage<'_>, mark: Mark) -> Incoming<'m, En
         payload: message.payload().unwrap_or_default(),
         key: message.key().unwrap_or_default(),
         message_ms: time_ms.and_then(|ms| u64::try_from(ms).ok()).unwrap_or(0),
-    }
-}
-
-/// A file with a secret or a certificate that is of no use, as librdkafka's own errors are told.
-fn unusable(error: &FileError) -> KafkaError {
-    KafkaError::ClientCreation(crate::telemetry::chain(error))
-}
-
-/// Whether the cluster does not let us read.
-fn is_refusal(error: &KafkaError) -> bool {
-    let code = error.rdkafka_error_code();
-    matches!(
-        code,
-        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed)
-    )
-}
-
-/// Why these consumers are of no use any more, if they are not.
-fn lost(session: &Session, table: &TableReader) -> Option<Failure> {
-    let error = if let Some(partition) = session.stalled {
-        format!(
-            "partition {partition} of `{}` is not fetched any more",
-            session.input
-        )
-    } else if session.consumer.context().is_forsaken() {
-        FORSAKEN.to_owned()
-    } else if table.is_lost() {
-        "the mapping topic is not read any more".to_owned()
-    } else {
-        return None;
-    };
-    Some(Failure::Bus(error))
-}
-
-/// A consumer of the group and a producer.
-struct Session {
-    consumer: BaseConsumer<Watch>,
-    flight: Arc<Mutex<Flight>>,
-    input: String,
-    is_closed: bool,
-    /// Whether it was closed since the last look at the partitions.
-    was_closed: bool,
-    /// Whether the input may not be read.
-    is_refused: bool,
-    stall: Stall,
-    /// A partition that is not fetched any more.
-    stalled: Option<i32>,
-}
-
-impl Session {
-    fn open(setup: &Setup, access: &KafkaAccess, routes: Routes) -> Result<Self, KafkaError> {
-        let mut config = base_config(access, &setup.client_id).map_err(|error| unusable(&error))?;
-        config.set("message.max.bytes", MESSAGE_BYTES_MAX);
-        let (producer, notices) = open_producer(&config, routes.batch_bytes, Order::Loose)?;
-        let flight = Arc::new(Mutex::new(Flight::new(routes, producer, notices)));
-        let mut config = base_config(access, &setup.client_id).map_err(|error| unusable(&error))?;
-        config
-            .set("group.id", &setup.group)
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "earliest")
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", SESSION_TIMEOUT_MS)
-            .set("heartbeat.interval.ms", "2000")
-            .set("topic.metadata.refresh.interval.ms", "10000");
-        set_statistics(&mut config);
-        let consumer: BaseConsumer<Watch> =
-            config.create_with_context(Watch::of(Arc::clone(&flight)))?;
-        consumer.subscribe(&[&setup.input])?;
-        Ok(Self {
-            consumer,
-            flight,
-            input: setup.input.clone(),
-            is_closed: false,
-            was_closed: false,
-            is_refused: false,
-            stall: Stall::default(),
-            stalled: None,
-        })
-    }
-
-    /// It is never kept over a poll, in which partitions may come and go.
-    fn flight(&self) -> MutexGuard<'_, Flight> {
-        self.flight.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets no more events in, or lets them in again. The consumer is polled all the same: the group has to know that we live.
-    fn close_intake(&mut self, closed: bool) -> Result<(), KafkaError> {
-        if closed {
-            // Partitions may have come since the last time.
-            self.consumer.pause(&self.consumer.assignment()?)?;
-        } else if self.is_closed {
-            self.consumer.resume(&self.consumer.assignment()?)?;
-        }
-        self.is_closed = closed;
-        self.was_closed |= closed;
-        Ok(())
-    }
-
-    /// Looks whether all partitions of both consumers are fetched still. Each asks for the ends of the other's.
-    fn look(&mut self, table: &mut TableReader, mappings: &str) {
-        let watch = self.consumer.context();
-        let is_busy = std::mem::replace(&mut self.was_closed, self.is_closed) || watch.is_busy();
-        // Without the right to it nothing is fetched either.
-        if !self.is_refused {
-            let ends = table.ends_of(&self.input);
-            self.stalled = self.stall.look(&watch.fetched(), is_busy, ends);
-        }
-        table.look(ends_of(&self.consumer, mappings));
-    }
-
-    /// Commits what is done. Where that fails it is only taken again, by whoever comes next.
-    fn commit(&self, mode: CommitMode) {
-        let due = self.flight().take_due();
-        if let Err(error) = commit(&self.consumer, &self.input, &due, mode) {
-            tracing::debug!(%error, "offsets are not committed");
-        }
     }
 }

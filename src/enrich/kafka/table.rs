@@ -8,9 +8,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::session::{is_refusal, unusable};
 use super::stall::Stall;
 use super::watch::{Watch, ends_of};
-use super::{is_refusal, unusable};
 use crate::enrich::table::TableKey;
 use crate::sink::access::KafkaAccess;
 use crate::sink::kafka::{base_config, set_statistics};
@@ -124,6 +124,7 @@ impl TableReader {
             match self.consumer.poll(patience) {
                 None => return Ok(count),
                 Some(Ok(message)) => {
+                    self.is_refused = false;
                     let key = message.key().and_then(TableKey::parse);
                     take(key.as_ref(), message.payload());
                 }

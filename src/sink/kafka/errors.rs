@@ -87,6 +87,22 @@ pub(crate) fn classify(code: Code) -> Class {
     }
 }
 
+/// What to say where the right to write is missing; `None` where it is something else.
+pub(super) fn denied_write(code: Code, topic: &str) -> Option<String> {
+    if code == Code::TopicAuthorizationFailed {
+        Some(format!(
+            "kafka does not let this user do Write on the topic `{topic}` ({code}): grant it"
+        ))
+    } else if code == Code::ClusterAuthorizationFailed {
+        Some(format!(
+            "kafka does not let this user do Write on the topic `{topic}`, nor IdempotentWrite on the cluster ({code}): \
+             grant the first, and before Kafka 2.8 the second"
+        ))
+    } else {
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

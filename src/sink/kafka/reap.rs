@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, BATCH_BYTES_MAX, FORSAKEN, Notice, Order, Producer};
+use super::errors::denied_write;
 use super::read::{Reader, unreadable};
 use crate::model::Topic;
 use crate::sink::access::KafkaAccess;
@@ -34,7 +35,7 @@ const IN_FLIGHT_MAX: usize = 1_000;
 ///
 /// # Errors
 /// [`SinkError::Unavailable`] where the cluster does not answer or does not take the tombstones, [`SinkError::Denied`]
-/// where it does not let this user read.
+/// where it does not let this user read or write.
 pub async fn reap(
     access: impl Into<KafkaAccess>,
     settings: &TopicSettings,
@@ -140,9 +141,9 @@ async fn tombstone(
             let record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(topic, ticket)
                 .key(&key)
                 .headers(headers);
-            producer.send(record).map_err(|source| {
-                unavailable(format!("failed to send tombstones to `{topic}`"), source)
-            })?;
+            producer
+                .send(record)
+                .map_err(|source| unavailable(not_sent(topic), source))?;
             in_flight += 1;
         }
         if in_flight == 0 {
@@ -152,8 +153,11 @@ async fn tombstone(
         match notice {
             Ok(Some(Notice::Delivered { result, .. })) => {
                 in_flight -= 1;
-                result.map_err(|code| {
-                    unavailable(format!("failed to send tombstones to `{topic}`"), code)
+                result.map_err(|code| match denied_write(code, topic) {
+                    Some(denied) => SinkError::Denied {
+                        message: format!("{}: {denied}", not_sent(topic)),
+                    },
+                    None => unavailable(not_sent(topic), code),
                 })?;
             }
             Ok(Some(Notice::Client { .. })) => {}
@@ -171,6 +175,10 @@ async fn tombstone(
             }
         }
     }
+}
+
+fn not_sent(topic: &str) -> String {
+    format!("failed to send tombstones to `{topic}`")
 }
 
 fn unavailable(

@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::check::Checker;
 use super::client::{self, BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Producer};
-use super::errors::{Class, classify};
+use super::errors::{Class, classify, denied_write};
 use super::stamps::{Stamp, Stamps};
 use crate::backoff::Backoff;
 use crate::model::Topic;
@@ -507,22 +507,9 @@ impl Sender {
     }
 
     /// Has the producer closed, and says why once in a while.
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "the codes are librdkafka's and not exhaustive"
-    )]
     fn note_failure(&mut self, code: Code, topic: &str) {
         let class = classify(code);
-        let error = match code {
-            Code::TopicAuthorizationFailed => format!(
-                "kafka does not let this user do Write on the topic `{topic}` ({code}): grant it"
-            ),
-            Code::ClusterAuthorizationFailed => format!(
-                "kafka does not let this user do Write on the topic `{topic}`, nor IdempotentWrite on the cluster \
-                 ({code}): grant the first, and before Kafka 2.8 the second"
-            ),
-            _ => code.to_string(),
-        };
+        let error = denied_write(code, topic).unwrap_or_else(|| code.to_string());
         if class == Class::RetryAndWarn
             && self
                 .log

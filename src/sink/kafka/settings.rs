@@ -92,6 +92,7 @@ const REFUSED: &[(&[&str], &str)] = &[
             "enable.auto.commit",
             "auto.offset.reset",
             "isolation.level",
+            "statistics.interval.ms",
         ],
         "it is set where it is needed",
     ),
