@@ -13,6 +13,7 @@ pub mod heartbeat;
 pub mod host;
 pub mod http;
 pub mod local;
+pub mod memory;
 pub mod model;
 pub mod notify;
 pub mod outbox;

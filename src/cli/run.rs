@@ -35,7 +35,7 @@ use crate::sink::twin::{self, Own};
 use crate::sink::{Sink, SinkError, SinkHealth};
 use crate::telemetry;
 use crate::wire::{Host, Refresh, Renderer};
-use crate::{host, http, privileges};
+use crate::{host, http, memory, privileges};
 
 /// How often sockets are looked for.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(30);
@@ -267,6 +267,7 @@ impl Daemon {
             context.observations.clone(),
             stop.clone(),
         ));
+        readers.spawn(memory::give_back(stop.clone()));
         readers.spawn(twin::watch(status_reader, config.bus.clone(), own, stop));
         let view = http::View {
             snapshot: channels.snapshot.clone(),
