@@ -29,7 +29,7 @@ use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
 use crate::outbox::{Batch, Committed, Gap, Outbox, OutboxError, Stage, StageDone, Totals};
 use crate::procfs::{FirstLook, ProcessTable};
 use crate::reconcile::{
-    Effect, FdToken, Identity, ListOutcome, NestedQuery, Observation, Pinned, Reconciler, Restored,
+    Effect, FdToken, Identity, ListOutcome, NestedQuery, Observation, Phase, Pinned, Reconciler, Restored,
     Row, RowKey, Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
@@ -619,6 +619,9 @@ impl Collector {
             {
                 let processes = &self.parts.processes;
                 self.parts.fd_store.keep(row.key(), fd, processes);
+                if row.phase() != Phase::Live {
+                    processes.fds().forget_processes(fd);
+                }
             }
         }
     }

@@ -43,8 +43,25 @@ pub struct NamespaceFds {
 #[derive(Debug)]
 struct Held {
     namespace: OwnedFd,
-    /// A process in it that is asked for again and again, with its pidfd, which is of no other one.
-    process: Option<(u32, OwnedFd)>,
+    /// Processes in it that are asked for again and again: several where containers share it.
+    processes: Vec<Kept>,
+}
+
+/// A process that began at some time, and its pidfd, which is of no other one.
+#[derive(Debug)]
+struct Kept {
+    pid: u32,
+    start_ticks: u64,
+    pidfd: OwnedFd,
+}
+
+impl Kept {
+    /// Whether it has not ended; a zombie has.
+    fn lives(&self) -> bool {
+        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let polled = rustix::event::poll(&mut ended, Some(&Timespec::default()));
+        polled == Ok(0)
+    }
 }
 
 impl NamespaceFds {
@@ -53,7 +70,7 @@ impl NamespaceFds {
         let token = FdToken(self.next.fetch_add(1, Ordering::Relaxed) + 1);
         let held = Held {
             namespace,
-            process: None,
+            processes: Vec::new(),
         };
         self.all().insert(token, held);
         token
@@ -85,24 +102,27 @@ impl NamespaceFds {
         self.all().len()
     }
 
-    /// Keeps a process's pidfd beside its namespace, if none is there.
-    fn keep_process(&self, token: FdToken, pid: u32, pidfd: OwnedFd) {
+    /// Lets go of the pidfds of a namespace's processes: nobody asks for them any more.
+    pub fn forget_processes(&self, token: FdToken) {
         if let Some(held) = self.all().get_mut(&token) {
-            held.process.get_or_insert((pid, pidfd));
+            held.processes = Vec::new();
         }
     }
 
-    /// Whether a process whose pidfd is kept has not ended; `None` where it is not kept, as it is no longer when it has.
-    fn lives(&self, token: FdToken, pid: u32) -> Option<bool> {
-        let mut all = self.all();
-        let held = all.get_mut(&token)?;
-        let (_, pidfd) = held.process.as_ref().filter(|(known, _)| *known == pid)?;
-        let mut ended = [PollFd::new(pidfd, PollFlags::IN)];
-        let lives = rustix::event::poll(&mut ended, Some(&Timespec::default())).ok()? == 0;
-        if !lives {
-            held.process = None;
+    /// Keeps a process's pidfd beside its namespace, and lets go of those that have ended.
+    fn keep_process(&self, token: FdToken, kept: Kept) {
+        if let Some(held) = self.all().get_mut(&token) {
+            held.processes.retain(Kept::lives);
+            held.processes.push(kept);
         }
-        Some(lives)
+    }
+
+    /// Whether the process that began then has not ended; `None` where its pidfd is not kept.
+    fn lives(&self, token: FdToken, pid: u32, start_ticks: u64) -> Option<bool> {
+        let all = self.all();
+        let mut kept = all.get(&token)?.processes.iter();
+        let kept = kept.find(|kept| (kept.pid, kept.start_ticks) == (pid, start_ticks))?;
+        Some(kept.lives())
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<FdToken, Held>> {
@@ -242,14 +262,19 @@ impl ProcessTable {
     /// Whether a process that started then, and whose namespace is held, still lives. A zombie does not. From the second
     /// time on that costs a twentieth of a look at its `stat`: its pidfd is kept beside the namespace.
     pub fn is_same(&self, pid: u32, start_ticks: u64, namespace: FdToken) -> bool {
-        if let Some(lives) = self.fds.lives(namespace, pid) {
+        if let Some(lives) = self.fds.lives(namespace, pid, start_ticks) {
             return lives;
         }
         // Before its start is looked at: then it is that process's.
         let pidfd = self.pidfd(pid);
         let is_same = self.start_ticks(pid) == Some(start_ticks);
         if is_same && let Some(pidfd) = pidfd {
-            self.fds.keep_process(namespace, pid, pidfd);
+            let kept = Kept {
+                pid,
+                start_ticks,
+                pidfd,
+            };
+            self.fds.keep_process(namespace, kept);
         }
         is_same
     }
@@ -491,25 +516,36 @@ mod tests {
         let ours = std::fs::File::open("/proc/self/ns/pid").expect("we live");
         let fd = table.fds().hold(ours.into());
         assert!(!table.is_same(pid, ticks + 1, fd), "another one's start");
-        assert_eq!(table.fds().lives(fd, pid), None, "it was not the same");
+        assert_eq!(table.fds().lives(fd, pid, ticks + 1), None);
         assert!(table.is_same(pid, ticks, fd));
-        if table.has_our_pids {
-            assert_eq!(table.fds().lives(fd, pid), Some(true));
+        let is_kept = table.has_our_pids.then_some(true);
+        assert_eq!(table.fds().lives(fd, pid, ticks), is_kept);
+        assert!(table.is_same(pid, ticks, fd), "asked again");
+        let us = std::process::id();
+        let our_ticks = table.start_ticks(us).expect("we live");
+        assert!(table.is_same(us, our_ticks, fd), "another one beside it");
+        // Its pid is given to us, as it were: what has ended stays so.
+        let pidfd = table.pidfd(pid);
+        if let Some(pidfd) = pidfd {
+            let kept = Kept {
+                pid: us,
+                start_ticks: ticks,
+                pidfd,
+            };
+            table.fds().keep_process(fd, kept);
+            assert_eq!(table.fds().lives(fd, us, ticks), Some(true));
         }
-        assert!(table.is_same(pid, ticks, fd));
-        assert!(table.is_same(
-            std::process::id(),
-            table.start_ticks(std::process::id()).expect("we live"),
-            fd
-        ));
 
         sleep.kill().expect("it is ours");
         let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
         rustix::process::waitid(WaitId::Pid(Pid::from_child(&sleep)), ended).expect("it ends");
         assert!(!table.is_same(pid, ticks, fd), "a zombie");
-        assert!(!table.is_same(pid, ticks, fd), "a zombie still");
+        assert!(!table.is_same(us, ticks, fd), "whoever has its pid");
         sleep.wait().expect("it is ours");
         assert!(!table.is_same(pid, ticks, fd));
+        assert!(table.is_same(us, our_ticks, fd));
+        table.fds().forget_processes(fd);
+        assert_eq!(table.fds().lives(fd, us, our_ticks), None);
         table.fds().release(fd);
         assert_eq!(table.fds().count(), 0);
     }

@@ -13,7 +13,7 @@ use crate::sink::{OwnKey, Report};
 use crate::wire::Renderer;
 
 /// From how many messages on a group is committed by a thread of its own: two milliseconds of work, against some ten
-/// microseconds for the thread. Only storms and cold starts come to so many in one commit.
+/// microseconds for the thread. Storms and cold starts come to so many in one commit, and the resync of so many containers.
 const LARGE_MIN: usize = 256;
 
 /// One group: what is committed of it, and what follows when it is durable.

@@ -11,7 +11,7 @@ use crate::model::message::RuntimeSource;
 use crate::model::{Container, EventKind, ListRow, RuntimeEvent, RuntimeType, State};
 use crate::notify::Notifier;
 use crate::outbox::{Options, Owner};
-use crate::reconcile::{InspectOutcome, ListOutcome, Phase, Process, ProcessReading};
+use crate::reconcile::{InspectOutcome, ListOutcome, Process, ProcessReading};
 use crate::sink::Position;
 use crate::wire::{Host, Refresh};
 
@@ -398,4 +398,60 @@ fn a_resync_that_is_cut_off_is_told_as_aborted_and_the_next_one_is_not() {
         scene.commit();
         assert_eq!(scene.collector.resync.state, "end", "{number}");
     }
+}
+
+#[test]
+fn a_group_grows_while_more_waits_than_it_takes_and_is_small_again_after() {
+    let mut scene = Scene::new(0);
+    let count = GROUP.0 + 2 * GROUP.0 + 1;
+    let (sender, mut inputs) = mpsc::channel(count);
+    for _ in 0..count {
+        let tick = Input::Observed(Observation::Tick);
+        sender.try_send(tick).expect("there is room");
+    }
+    for taken in [GROUP.0, 2 * GROUP.0, 1, 0] {
+        assert_eq!(scene.collector.take_waiting(&mut inputs), taken);
+    }
+    assert_eq!(scene.collector.group, GROUP.0);
+    scene.collector.group = GROUP.1;
+    for _ in 0..count {
+        let tick = Input::Observed(Observation::Tick);
+        sender.try_send(tick).expect("there is room");
+    }
+    assert_eq!(scene.collector.take_waiting(&mut inputs), count);
+    assert_eq!(scene.collector.group, GROUP.0);
+}
+
+#[test]
+fn many_processes_are_read_in_their_order_and_those_that_are_the_same_are_not() {
+    let scene = Scene::new(0);
+    let fds = scene.processes.fds();
+    let file = std::fs::File::open("/dev/null").expect("it is there");
+    let fd = fds.hold(OwnedFd::from(file));
+    let (us, nobody) = (std::process::id(), u32::MAX / 2);
+    let start_ticks = scene.processes.start_ticks(us).expect("we live");
+    let known = Pinned { start_ticks, fd };
+    let look = |number: usize| Look {
+        id: id(&format!("c{number}")),
+        pid: if number == 1 { nobody } else { us },
+        pinned: (number == 0).then_some(known),
+    };
+    let looks: Vec<_> = (0..2 * HALVED_MIN + 1).map(look).collect();
+    let ids: Vec<_> = looks.iter().skip(1).map(|look| look.id.clone()).collect();
+    let looked = scene.collector.look_at(looks);
+    let mut told = Vec::new();
+    for observation in looked {
+        if let Observation::Process { id, pid, reading } = observation {
+            let is_alive = match reading {
+                ProcessReading::Alive(process) => {
+                    fds.release(process.fd.expect("it is held"));
+                    true
+                }
+                ProcessReading::Dead | ProcessReading::Denied => false,
+            };
+            assert_eq!(is_alive, pid == us, "{id}");
+            told.push(id);
+        }
+    }
+    assert_eq!(told, ids);
 }

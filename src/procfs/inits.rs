@@ -325,6 +325,8 @@ mod tests {
 
     use rustix::process::{WaitId, WaitIdOptions};
 
+    use crate::reconcile::ProcessReading;
+
     use super::*;
 
     fn id(digit: char) -> ContainerId {
@@ -503,6 +505,17 @@ mod tests {
             let by_nsfs = place_by_nsfs(&table, &namespace, pid);
             assert!(by_nsfs.is_none_or(|place| place == by_status), "{status}");
             places.push(by_status);
+            // Nor is it told where our own pids are not the table's.
+            let blind = ProcessTable {
+                has_our_pids: false,
+                ..ProcessTable::open(Path::new("/proc")).expect("it is mounted")
+            };
+            for table in [&*table, &blind] {
+                let ProcessReading::Alive(process) = table.read(pid) else {
+                    panic!("it lives");
+                };
+                assert_eq!(process.is_init, super::super::status_is_init(&status));
+            }
         }
         assert_eq!(places, [Place::Unclear, Place::First, Place::Inside]);
         // What is in it dies with the first.

@@ -136,6 +136,9 @@ async fn an_engine_that_a_ping_tells_of_is_not_asked_for_its_version() -> anyhow
         let requests = docker.requests().split_off(asked);
         assert_eq!(requests.contains(&"GET /version".to_owned()), is_asked);
         client.list().await?;
+        let spoken = if is_asked { "1.51" } else { api };
+        let list = format!("GET /v{spoken}/containers/json?all=true");
+        assert_eq!(docker.requests().pop(), Some(list));
     }
     Ok(())
 }

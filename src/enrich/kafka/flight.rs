@@ -273,7 +273,7 @@ impl Flight {
                 Notice::Forsaken => self.fail(Failure::Bus(FORSAKEN.to_owned())),
                 // What matters of it comes as deliveries too; a fatal one may leave none.
                 Notice::Client { .. } => {
-                    if let Some(reason) = self.producer.fatal_error() {
+                    if let Some((_, reason)) = self.producer.fatal_error() {
                         self.fail(Failure::Bus(reason));
                     }
                 }

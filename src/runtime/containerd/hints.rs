@@ -40,7 +40,8 @@ const FILTERS: [&str; 4] = [
     "topic==\"/containers/create\"",
     "topic==\"/containers/delete\"",
 ];
-/// How long they wait at the start: everybody waits for the first lists, and only what starts meanwhile for hints.
+/// How long they wait when the socket was found: everybody waits for its first list, and only what starts meanwhile for
+/// hints, and that is told by its events.
 const HELD: Duration = Duration::from_millis(50);
 /// The first and the longest wait before the stream is asked for again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));

@@ -100,10 +100,9 @@ impl Producer {
         self.base.send(record).map_err(|(error, _)| error)
     }
 
-    /// Why it takes nothing any more, if so.
-    pub(crate) fn fatal_error(&self) -> Option<String> {
-        let fatal = self.base.client().fatal_error();
-        fatal.map(|(_, reason)| reason)
+    /// Why it takes nothing any more, if so: the code behind it, and librdkafka's words.
+    pub(crate) fn fatal_error(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.base.client().fatal_error()
     }
 }
 

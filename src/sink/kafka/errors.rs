@@ -87,6 +87,14 @@ pub(crate) fn classify(code: Code) -> Class {
     }
 }
 
+/// Whether a message was merely swept out along with a culprit, or with its producer: the code tells nothing of why.
+pub(super) fn is_swept_out(code: Code) -> bool {
+    matches!(
+        code,
+        Code::PurgeQueue | Code::PurgeInflight | Code::Fatal | Code::GaplessGuarantee
+    )
+}
+
 /// What to say where the right to write is missing; `None` where it is something else.
 pub(super) fn denied_write(code: Code, topic: &str) -> Option<String> {
     if code == Code::TopicAuthorizationFailed {

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::client::{self, BATCH_BYTES_MAX, FORSAKEN, Notice, Order, Producer};
-use super::errors::denied_write;
+use super::errors::{denied_write, is_swept_out};
 use super::read::{Reader, unreadable};
 use crate::model::Topic;
 use crate::sink::access::KafkaAccess;
@@ -129,8 +129,10 @@ async fn tombstone(
     let mut in_flight = 0_usize;
     let mut keys = keys.into_iter();
     let mut ticket = 0_usize;
+    let mut swept_out = None;
     loop {
         while in_flight < IN_FLIGHT_MAX
+            && swept_out.is_none()
             && let Some(key) = keys.next()
         {
             ticket += 1;
@@ -143,22 +145,29 @@ async fn tombstone(
                 .headers(headers);
             producer
                 .send(record)
-                .map_err(|source| unavailable(not_sent(topic), source))?;
+                .map_err(|source| match producer.fatal_error() {
+                    Some((code, _)) => not_taken(topic, code),
+                    None => unavailable(not_sent(topic), source),
+                })?;
             in_flight += 1;
         }
         if in_flight == 0 {
-            return Ok(());
+            let Some(code) = swept_out else {
+                return Ok(());
+            };
+            let why = producer.fatal_error().map_or(code, |(why, _)| why);
+            return Err(not_taken(topic, why));
         }
         let notice = tokio::time::timeout(ACK_TIMEOUT, notices.recv()).await;
         match notice {
             Ok(Some(Notice::Delivered { result, .. })) => {
                 in_flight -= 1;
-                result.map_err(|code| match denied_write(code, topic) {
-                    Some(denied) => SinkError::Denied {
-                        message: format!("{}: {denied}", not_sent(topic)),
-                    },
-                    None => unavailable(not_sent(topic), code),
-                })?;
+                match result {
+                    Ok(_) => {}
+                    // The culprit may come yet.
+                    Err(code) if is_swept_out(code) => swept_out = Some(code),
+                    Err(code) => return Err(not_taken(topic, code)),
+                }
             }
             Ok(Some(Notice::Client { .. })) => {}
             Ok(Some(Notice::Forsaken)) => {
@@ -174,6 +183,16 @@ async fn tombstone(
                 });
             }
         }
+    }
+}
+
+/// Why a tombstone was not taken.
+fn not_taken(topic: &str, code: Code) -> SinkError {
+    match denied_write(code, topic) {
+        Some(denied) => SinkError::Denied {
+            message: format!("{}: {denied}", not_sent(topic)),
+        },
+        None => unavailable(not_sent(topic), code),
     }
 }
 

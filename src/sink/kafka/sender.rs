@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::check::Checker;
 use super::client::{self, BATCH_BYTES_MAX, BATCH_BYTES_MIN, LogLimit, Notice, Producer};
-use super::errors::{Class, classify, denied_write};
+use super::errors::{Class, classify, denied_write, is_swept_out};
 use super::stamps::{Stamp, Stamps};
 use crate::backoff::Backoff;
 use crate::model::Topic;
@@ -384,6 +384,9 @@ impl Sender {
                         self.must_check = true;
                     }
                 } else if code == Some(Code::Fatal) {
+                    if let Some(denied) = self.denied_all() {
+                        self.last_error = denied;
+                    }
                     self.broken.get_or_insert_with(|| self.last_error.clone());
                     self.must_check = true;
                 } else if code.is_some_and(is_about_who_we_are) {
@@ -392,6 +395,12 @@ impl Sender {
                 }
             }
         }
+    }
+
+    /// What to say of a producer that is of no use because its user may write no topic at all: it is given no id then.
+    fn denied_all(&self) -> Option<String> {
+        let (code, _) = self.live.as_ref()?.producer.fatal_error()?;
+        denied_write(code, &self.checker.topics.topic_name(Topic::Deltas))
     }
 
     fn delivered(&mut self, ticket: u64, position: Position) {
@@ -518,12 +527,7 @@ impl Sender {
         {
             tracing::warn!(error, "kafka refuses messages, which are tried again");
         }
-        // What was merely swept out along with the culprit tells nothing.
-        let telling = !matches!(
-            code,
-            Code::PurgeQueue | Code::PurgeInflight | Code::Fatal | Code::GaplessGuarantee
-        );
-        if self.broken.is_none() || telling {
+        if self.broken.is_none() || !is_swept_out(code) {
             self.broken = Some(error);
         }
         // A message that is refused for what it is leaves a bus that is well.
