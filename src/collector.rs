@@ -29,8 +29,8 @@ use crate::model::{ContainerId, ContainerKind, SourceId, Topic};
 use crate::outbox::{Batch, Committed, Gap, Outbox, OutboxError, Stage, StageDone, Totals};
 use crate::procfs::{FirstLook, ProcessTable};
 use crate::reconcile::{
-    Effect, FdToken, Identity, ListOutcome, NestedQuery, Observation, Phase, Pinned, Reconciler, Restored,
-    Row, RowKey, Settings, Tracked,
+    Effect, FdToken, Identity, ListOutcome, NestedQuery, Observation, Phase, Pinned, Reconciler,
+    Restored, Row, RowKey, Settings, Tracked,
 };
 use crate::runtime::watch::{Request, Watched, now_ms};
 use crate::sink::{Outcome, Outgoing, OwnKey, Report};

@@ -527,7 +527,8 @@ impl Sender {
         {
             tracing::warn!(error, "kafka refuses messages, which are tried again");
         }
-        if self.broken.is_none() || !is_swept_out(code) {
+        let telling = !is_swept_out(code);
+        if self.broken.is_none() || telling {
             self.broken = Some(error);
         }
         // A message that is refused for what it is leaves a bus that is well.

@@ -295,7 +295,11 @@ async fn reap_needs_no_more_rights_on_kafka_than_are_documented() -> anyhow::Res
         let (code, said) = reap()?;
         Ok((code == Some(77) && said.contains(&text)).then_some(()))
     };
-    enrich::until("it may write nothing, and names what it may not do", is_named).await?;
+    enrich::until(
+        "it may write nothing, and names what it may not do",
+        is_named,
+    )
+    .await?;
     let mut writes = on(Operation::Write).to_vec();
     writes.retain(|(of, _)| *of != topic(user, "records"));
     kafka.grant(user, &writes)?;
