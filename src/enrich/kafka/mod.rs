@@ -1,7 +1,8 @@
 //! The shell for Kafka: one member of a consumer group, on a thread of its own.
 //!
-//! - [`session`] holds the clients; [`table`] reads the mapping topic, all of it in each member; [`watch`] hears of the group's partitions; [`offsets`] knows what may
-//!   be committed; [`flight`] what the output does not have yet. Here is the order in which things happen.
+//! - [`session`] holds the clients; [`table`] reads the mapping topic, all of it in each member; [`watch`] hears of the group's
+//!   partitions; [`offsets`] knows what may be committed; [`flight`] what the output does not have yet. Here is the order in
+//!   which things happen.
 //! - An offset is committed when the output (or the topic of the invalid ones) has acknowledged all events up to it. What goes
 //!   wrong in between begins a new session from what was committed; the table stays.
 //! - Members may come, go and be killed: what a member had not committed is another's then. It comes twice, never not at all.

@@ -184,28 +184,9 @@ fn task_of(value: &[u8]) -> Result<Vec<u8>, prost::DecodeError> {
 /// A container of which nothing is known.
 fn bare(id: ContainerId, runtime_version: &Arc<str>) -> Container {
     Container {
-        id,
-        name: String::new(),
-        kind: ContainerKind::Container,
-        runtime: RuntimeType::Containerd,
         runtime_name: super::client::NAME.into(),
         runtime_version: Arc::clone(runtime_version),
-        state: State::Created,
-        image_id: String::new(),
-        image_name: String::new(),
-        image_digest: String::new(),
-        pid: None,
-        created_at_ns: 0,
-        started_at_ns: None,
-        finished_at_ns: None,
-        exit_code: None,
-        oom_killed: None,
-        restart_count: None,
-        pod: None,
-        pid_mode: String::new(),
-        privileged: None,
-        reason: String::new(),
-        labels: std::collections::BTreeMap::new(),
+        ..Container::bare(id, ContainerKind::Container, RuntimeType::Containerd)
     }
 }
 

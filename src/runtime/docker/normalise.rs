@@ -318,28 +318,10 @@ fn facts(id: &ContainerId, kind: ContainerKind, at_ns: u64, said: &Attributes) -
 /// A container of which only its names are known.
 fn bare(id: &ContainerId, name: String, image_name: &str) -> Container {
     Container {
-        id: id.clone(),
         name,
-        kind: ContainerKind::Container,
-        runtime: RuntimeType::Docker,
-        runtime_name: "".into(),
-        runtime_version: "".into(),
-        state: State::Created,
-        image_id: String::new(),
         image_name: text::bounded(text::bare_digest(image_name)),
         image_digest: text::bounded(repository_digest(image_name)),
-        pid: None,
-        created_at_ns: 0,
-        started_at_ns: None,
-        finished_at_ns: None,
-        exit_code: None,
-        oom_killed: None,
-        restart_count: None,
-        pod: None,
-        pid_mode: String::new(),
-        privileged: None,
-        reason: String::new(),
-        labels: std::collections::BTreeMap::new(),
+        ..Container::bare(id.clone(), ContainerKind::Container, RuntimeType::Docker)
     }
 }
 
