@@ -10,7 +10,7 @@ mod inits;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -141,6 +141,8 @@ pub struct ProcessTable {
     host_pns_inode: u64,
     /// Its pids are those of our own PID namespace.
     has_our_pids: bool,
+    /// It was told that processes cannot be read for want of something.
+    is_shortage_told: AtomicBool,
     fds: NamespaceFds,
 }
 
@@ -162,6 +164,7 @@ impl ProcessTable {
             boot_time_ms: AtomicU64::new(boot_time_ms()),
             host_pns_inode,
             has_our_pids: ours == Some(host_pns_inode),
+            is_shortage_told: AtomicBool::new(false),
             fds: NamespaceFds::default(),
         })
     }
@@ -196,8 +199,25 @@ impl ProcessTable {
     pub fn read(&self, pid: u32) -> ProcessReading {
         match self.try_read(pid) {
             Ok(process) => ProcessReading::Alive(Box::new(process)),
-            Err(Errno::ACCESS | Errno::PERM) => ProcessReading::Denied,
-            Err(_) => ProcessReading::Dead,
+            Err(error) => {
+                self.tell_unread(pid, error);
+                unread(error)
+            }
+        }
+    }
+
+    /// Where the system is short of something, so it will be for the next process: that is worth one warning.
+    fn tell_unread(&self, pid: u32, error: Errno) {
+        match error {
+            Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM => {}
+            _ if self.is_shortage_told.swap(true, Ordering::Relaxed) => {
+                tracing::debug!(pid, %error, "a process cannot be read");
+            }
+            _ => tracing::warn!(
+                pid,
+                %error,
+                "a process cannot be read; `quaymaster doctor` says how many open files are needed"
+            ),
         }
     }
 
@@ -359,6 +379,15 @@ impl ProcessTable {
 /// The kernel's constant (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
 pub const HOST_PNS_INODE: u64 = 4_026_531_836;
 
+/// What is known of a process that could not be read. Only what the kernel says of none is the end of one: where files or
+/// memory have run out, it may well live.
+fn unread(error: Errno) -> ProcessReading {
+    match error {
+        Errno::NOENT | Errno::SRCH => ProcessReading::Dead,
+        _ => ProcessReading::Denied,
+    }
+}
+
 /// Opens a process's PID namespace, which is held by that.
 fn open_namespace(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -468,6 +497,23 @@ mod tests {
         assert_eq!(stat_start_ticks(zombie), None);
         assert_eq!(stat_start_ticks("7 (a) S 1"), None);
         assert_eq!(stat_start_ticks(""), None);
+    }
+
+    #[test]
+    fn a_process_ends_by_the_kernel_s_word_and_not_by_a_want_of_files() {
+        for ended in [Errno::NOENT, Errno::SRCH] {
+            assert_eq!(unread(ended), ProcessReading::Dead, "{ended}");
+        }
+        for unknown in [
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::NOMEM,
+            Errno::INTR,
+            Errno::ACCESS,
+            Errno::PERM,
+        ] {
+            assert_eq!(unread(unknown), ProcessReading::Denied, "{unknown}");
+        }
     }
 
     #[test]

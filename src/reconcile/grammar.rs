@@ -94,7 +94,7 @@ pub enum ProcessReading {
     Alive(Box<Process>),
     /// There is no such process (any more), or it is another one.
     Dead,
-    /// It may live, but may not be read.
+    /// It may live, but may not be read, or cannot be for want of files or memory.
     Denied,
 }
 

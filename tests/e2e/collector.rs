@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use crate::lab::Lab;
 use crate::wait::eventually;
@@ -150,6 +150,16 @@ impl Collector<'_> {
         );
         self.check_log()?;
         self.is_ended = true;
+        Ok(())
+    }
+
+    /// Lets it have no more open files than so many; those that it has stay. `None` is as many as we may have.
+    pub(crate) fn limit_files(&self, current: Option<u64>) -> Result<()> {
+        let pid = Pid::from_child(&self.child);
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let current = current.or(maximum);
+        let limit = Rlimit { current, maximum };
+        prlimit(Some(pid), Resource::Nofile, limit).context("failed to limit open files")?;
         Ok(())
     }
 

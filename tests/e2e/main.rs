@@ -17,6 +17,7 @@ mod crio;
 mod early;
 mod engines;
 mod enrich;
+mod files;
 mod fold;
 mod held;
 mod host;

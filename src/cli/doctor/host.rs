@@ -18,8 +18,11 @@ use crate::reconcile::{NESTED_MAX, ProcessReading};
 
 /// Before this (2020) no clock that is set stands, in unix seconds.
 const CLOCK_MIN_S: u64 = 1_577_836_800;
-/// Files that are open besides the lingering mappings.
+/// Files that are open besides those of mappings.
 const OTHER_FILES: u64 = 256;
+/// Living containers that there is to be room for; each holds its namespace and its process.
+const CONTAINERS: u64 = 1_024;
+const FILES_EACH: u64 = 2;
 /// Room on the disk below which it is worth a word, in bytes.
 const DISK_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// The bit of CAP_SYS_PTRACE (linux/capability.h).
@@ -141,7 +144,8 @@ fn open_files(config: &Config) -> Finding {
     } else {
         0
     };
-    let needed = config.pns_held_max as u64 + nested + OTHER_FILES;
+    let living = CONTAINERS * FILES_EACH;
+    let needed = config.pns_held_max as u64 + living + nested + OTHER_FILES;
     match getrlimit(Resource::Nofile).maximum {
         Some(limit) if limit < needed => Finding::unwell(
             "open files",
