@@ -195,7 +195,7 @@ impl ProcessTable {
 
     /// Reads a process, and holds an fd on its PID namespace. The caller releases the fd of the answer.
     ///
-    /// A zombie counts as dead: it has no namespaces any more.
+    /// A zombie counts as dead: it has no namespaces any more. One that cannot be read for want of files or memory does not.
     pub fn read(&self, pid: u32) -> ProcessReading {
         match self.try_read(pid) {
             Ok(process) => ProcessReading::Alive(Box::new(process)),

@@ -778,7 +778,7 @@ fn with_jitter(interval: Duration) -> Duration {
     interval.mul_f64(1.0 + JITTER * (2.0 * part - 1.0))
 }
 
-/// Raises the soft limit of open files to the hard one: each lingering mapping holds one.
+/// Raises the soft limit of open files to the hard one: each lingering mapping holds one, each living container two.
 fn raise_open_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);

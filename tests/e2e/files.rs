@@ -2,10 +2,9 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::consume::Message;
-use crate::fold::field;
 use crate::host::{BusKind, Host};
 use crate::lab::Lab;
+use crate::story::newest_resync;
 use crate::wait::eventually;
 use crate::world::Cri;
 
@@ -27,12 +26,13 @@ fn a_container_whose_process_cannot_be_read_for_want_of_files_keeps_its_mapping(
         host.cri().run_staying(&pod, &format!("side-{number}"))?;
     }
     let collector = host.setup.start()?;
-    let before = resyncs(&host.converged("what runs")?)?;
+    host.converged("what runs")?;
+    let before = host.told("the first resync's end", newest_resync)?;
 
     collector.limit_files(Some(NO_MORE))?;
     collector.resync()?;
     host.told("a resync without files", |messages| {
-        ensure!(resyncs(messages)? > before, "it has not ended");
+        ensure!(newest_resync(messages)? > before, "it has not ended");
         Ok(())
     })?;
     eventually("the want is told", || {
@@ -50,18 +50,4 @@ fn a_container_whose_process_cannot_be_read_for_want_of_files_keeps_its_mapping(
         ensure!(mapping["valid_to_ms"].is_null(), "it runs: {mapping}");
     }
     Ok(())
-}
-
-/// The newest resync that has ended.
-fn resyncs(messages: &[Message]) -> Result<u64> {
-    let mut newest = 0;
-    for message in messages.iter().filter(|message| message.topic == "status") {
-        let status = message.value.as_ref().context("a status without a value")?;
-        let resync = &status["resync"];
-        if field(resync, "state") == "end" {
-            let number = resync["package_seq"].as_u64();
-            newest = newest.max(number.context("no package_seq")?);
-        }
-    }
-    Ok(newest)
 }

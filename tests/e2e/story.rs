@@ -214,7 +214,8 @@ fn a_resync_changes_nothing(host: &Host, collector: &Collector<'_>) -> Result<()
     Ok(())
 }
 
-fn newest_resync(messages: &[Message]) -> Result<u64> {
+/// The number of the newest resync, which must have ended.
+pub(crate) fn newest_resync(messages: &[Message]) -> Result<u64> {
     let statuses = fold::table(messages, "status");
     let status = statuses.values().next().context("no status")?;
     let resync = &status["resync"];
